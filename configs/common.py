@@ -1,0 +1,44 @@
+"""Keys that every config has, with their defaults; configs/NAME.py sets the rest."""
+
+from ml_collections import ConfigDict
+
+
+def base(method: str) -> ConfigDict:
+  """Returns the common keys; `data` and `model` are filled by the method's config."""
+  return ConfigDict(
+    {
+      "method": method,  # file in gm/methods
+      "seed": 0,
+      "num_steps": 1000,
+      "batch_size": 64,
+      "accumulate": 1,  # parts into which a batch is split to save memory
+      "compute_dtype": "float32",  # or bfloat16: activations; parameters stay float32
+      "num_devices": 0,  # 0: all
+      "cpu_devices": 1,  # virtual devices on a CPU; 0: one per core
+      "steps_per_call": 0,  # steps per compiled call; 0: chosen by the clock; no effect on results
+      "log_every": 100,
+      "sample_every": 1000,
+      "checkpoint_every": 1000,
+      "keep_checkpoints": 3,
+      "eval_every": 0,  # 0: only at the end
+      "metrics": (),  # "file.function" of gm/metrics
+      "num_eval_samples": 10_000,
+      "reference_split": "train",  # real data that samples are compared with
+      "best_metric": "",  # "-frechet": also keep the checkpoint where it is least
+      "init_from": "",  # <other workdir>/checkpoints/00-name: start after that finished stage
+      "data": {
+        "source": "embedded",  # file in gm/data
+        "name": "mnist10k",
+        "dir": "",  # "": the user's cache folder
+        "image_size": 0,  # 0: as stored
+        "channels": 0,  # 0: as stored
+        "num_classes": 0,  # of folder and tfds; 0: no labels
+      },
+      "model": {},
+    }
+  )
+
+
+def unknown(variant: str, known: tuple) -> ValueError:
+  """The error for a variant that a config does not have."""
+  return ValueError(f"no variant {variant!r}; this config has {', '.join(known)}")

@@ -1,0 +1,34 @@
+"""python main.py --config=configs/dcgan.py --workdir=/tmp/dcgan
+
+Variants: small (default; 28 px digits), paper (64 px), test.
+"""
+
+from configs import common
+
+VARIANTS = ("small", "paper", "test")
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("dcgan")
+  c.lr = 5e-4
+  c.num_steps, c.batch_size = 2_500, 64
+  c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 500
+  c.metrics = ("digits.scores",)
+  m = c.model
+  m.b1, m.noise, m.z_dim, m.ema = 0.5, "normal", 64, 0.995
+  m.g_base, m.d_base = 32, 32
+  m.start, m.kernel, m.first = 7, 4, "dense"  # 7 -> 14 -> 28; first: of G, and last of D
+  m.bn_mode = "running"  # statistics of samples: running averages, or of the batch drawn
+  if variant == "paper":
+    c.data.source, c.data.name = "folder", "celeba"
+    c.data.image_size, c.data.channels = 64, 3
+    c.lr, c.batch_size, c.num_steps = 2e-4, 128, 15_830  # 10 epochs of 202,599 faces
+    m.z_dim, m.ema, m.g_base, m.d_base, m.start, m.first = 100, 0.0, 64, 64, 4, "conv"
+    c.metrics = ()
+  if variant == "test":
+    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    m.z_dim, m.g_base, m.d_base = 4, 4, 4
+  return c

@@ -1,0 +1,38 @@
+"""python main.py --config=configs/vae.py --workdir=/tmp/vae
+
+Variants: small (default; embedded digits), mnist (full MNIST), manifold (2-D latent), paper, test.
+"""
+
+from configs import common
+
+VARIANTS = ("small", "mnist", "manifold", "paper", "test")
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("vae")
+  c.lr = 1e-3
+  c.num_steps, c.batch_size = 10_000, 100
+  c.log_every, c.sample_every, c.checkpoint_every = 200, 2_000, 2_500
+  m = c.model
+  m.z_dim, m.enc_widths, m.dec_widths, m.activation = 20, (400,), (400,), "tanh"
+  m.likelihood, m.std = "bernoulli", 0.1  # or gaussian, with this standard deviation of a pixel
+  m.schedule, m.steps_per_epoch, m.adam_eps = "cosine", 3_000, 1e-8  # or burda, in epochs
+  m.eval_k, m.eval_chunk = 500, 50
+  if variant == "mnist":
+    c.data.source, c.data.name = "prepared", "mnist"
+    c.num_steps, c.checkpoint_every, c.sample_every = 60_000, 10_000, 10_000
+    m.z_dim, m.enc_widths, m.dec_widths = 50, (400, 400), (400, 400)
+  if variant == "manifold":
+    m.z_dim, m.enc_widths, m.dec_widths = 2, (400, 200), (200, 400)
+  if variant == "paper":
+    c.data.source, c.data.name = "prepared", "mnist"
+    c.num_steps, c.batch_size, c.checkpoint_every = 9_840_000, 20, 100_000
+    m.z_dim, m.enc_widths, m.dec_widths = 50, (200, 200), (200, 200)
+    m.schedule, m.adam_eps, m.eval_k = "burda", 1e-4, 5_000
+  if variant == "test":
+    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    m.z_dim, m.enc_widths, m.dec_widths, m.eval_k, m.eval_chunk = 2, (16,), (16,), 4, 2
+  return c

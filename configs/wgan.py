@@ -1,0 +1,51 @@
+"""python main.py --config=configs/wgan.py --workdir=/tmp/wgan
+
+Variants: small (default; gradient penalty), clip (weight clipping), ring (8 Gaussians), line (1-D),
+paper and paper_clip (32 px), test, test_clip.
+"""
+
+from configs import common
+
+VARIANTS = ("small", "clip", "ring", "line", "paper", "paper_clip", "test", "test_clip")
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("wgan")
+  c.lr = 1e-4
+  c.num_steps, c.batch_size = 1_500, 64  # G steps; each of num_critic critic steps sees a batch
+  c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 500
+  c.metrics = ("digits.scores",)
+  m = c.model
+  m.lipschitz, m.num_critic, m.gp_weight, m.clip = "gp", 5, 10.0, 0.01
+  m.b1, m.b2, m.ema = 0.5, 0.9, 0.995
+  m.nets, m.z_dim, m.scheme = "conv", 128, "improved_wgan"
+  m.base, m.kernel, m.first, m.crop = 16, 5, "dense", True  # 28 -> 14 -> 7 -> 4
+  m.g_norm, m.d_norm, m.output = "none", "none", "tanh"
+  m.widths = (128, 128, 128)  # where nets is "mlp"
+  if variant in ("ring", "line"):
+    c.data.source, c.data.name = "points", {"ring": "ring", "line": "gaussian1d"}[variant]
+    c.num_steps, c.batch_size = 2_000, 128
+    c.metrics, c.num_eval_samples = ("coverage.modes",), 2_500
+    m.nets, m.z_dim, m.gp_weight, m.scheme = "mlp", 2, 0.1, "he_uniform"
+    c.data.scale = 0.7071 if variant == "ring" else 1.0  # radius 2 -> 1.414, as the authors do
+  if variant == "line":
+    c.metrics = ()
+  if variant in ("clip", "test_clip"):
+    m.lipschitz = "clip"
+    c.lr = 5e-5
+  if variant.startswith("paper"):
+    c.data.source, c.data.name = "tfds", "cifar10"
+    c.data.image_size, c.data.channels = 32, 3
+    c.num_steps, c.metrics = 40_000, ()
+    m.z_dim, m.scheme, m.ema, m.b2 = 100, "torch", 0.0, 0.999
+    m.base, m.kernel, m.first, m.crop = 256, 4, "conv", False
+    m.g_norm, m.d_norm = "batch", "instance"
+  if variant == "paper_clip":
+    m.lipschitz, m.d_norm, c.lr = "clip", "batch", 5e-5
+  if variant.startswith("test"):
+    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    m.z_dim, m.base, m.num_critic = 4, 4, 2
+  return c

@@ -1,0 +1,133 @@
+"""Checkpoints: orbax, written in the background, verified when read.
+
+`<workdir>/checkpoints/<index>-<stage>/<step>/` holds the state and a small record with one checksum
+per array. A step becomes visible by an atomic rename, so a killed run leaves no half a checkpoint;
+bytes that changed afterwards fail their checksum, and the step before is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from gm import core
+
+
+def stage_dir(workdir: str, index: int, name: str) -> pathlib.Path:
+  """Returns the folder of a stage's checkpoints.
+
+  >>> stage_dir("/tmp/run", 0, "train").as_posix()
+  '/tmp/run/checkpoints/00-train'
+  """
+  return pathlib.Path(workdir).absolute() / "checkpoints" / f"{index:02d}-{name}"
+
+
+def has_steps(folder: pathlib.Path) -> bool:
+  """True where a folder may hold checkpoints; answers without importing orbax."""
+  return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+
+
+def open_manager(folder: pathlib.Path, *, keep: int = 3, best: str = "") -> Any:
+  """Returns the manager of one stage's checkpoints.
+
+  Args:
+    folder: from `stage_dir`.
+    keep: number of latest checkpoints that stay.
+    best: "-name" or "+name": the checkpoint with the least or the greatest metric `name` stays too.
+  """
+  import orbax.checkpoint as ocp  # imported late: half a second that the first step need not wait
+  from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+  logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it opens
+  rules = [policy.LatestN(keep)]
+  if best:
+    name = best.lstrip("+-")
+    rules.append(
+      policy.BestN(
+        get_metric_fn=lambda metrics: metrics[name],
+        reverse=best.startswith("-"),
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      )
+    )
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy.AnyPreservationPolicy(rules),
+    cleanup_tmp_directories=True,
+    enable_async_checkpointing=True,
+  )
+  return ocp.CheckpointManager(folder, options=options)
+
+
+def save(manager: Any, state: core.State, metrics: dict | None = None) -> None:
+  """Saves a state under its own step; returns as soon as the arrays are copied."""
+  import orbax.checkpoint as ocp
+
+  step = int(state.step)
+  if step in manager.all_steps():
+    return
+  record = {"step": step, "crc32": _checksums(state)}
+  manager.save(
+    step,
+    args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
+    metrics=metrics or None,
+  )
+
+
+def restore(manager: Any, like: core.State, step: int | None = None) -> core.State | None:
+  """Returns the newest checkpoint that reads back as it was written, or None.
+
+  Unreadable and altered checkpoints are skipped with a warning, and deleted once an older one has
+  been read, so that training can write their steps again.
+
+  Args:
+    manager: from `open_manager`.
+    like: the state's shapes, with shardings.
+    step: only this step.
+
+  Raises:
+    ValueError: if there are checkpoints but none can be read.
+  """
+  import orbax.checkpoint as ocp
+
+  steps = sorted(manager.all_steps() if step is None else [step], reverse=True)
+  damaged = []
+  for candidate in steps:
+    try:
+      found = manager.restore(
+        candidate,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
+        ),
+      )
+      if found.record["crc32"] != _checksums(found.state):
+        raise ValueError("its contents do not match their checksums")
+    except Exception as error:  # orbax, tensorstore and zarr each raise their own kinds
+      reason = str(error).split("\n")[0][:200]
+      logging.warning("checkpoint %s/%d skipped: %s", manager.directory, candidate, reason)
+      damaged.append(candidate)
+      continue
+    for d in damaged:
+      manager.delete(d)
+    return found.state
+  if damaged:
+    raise ValueError(
+      f"none of the checkpoints {damaged} in {manager.directory} can be read: remove the folder, or"
+      " give another --workdir"
+    )
+  return None
+
+
+def _checksums(state: core.State) -> list[int]:
+  """CRC-32 of every array's bytes; 0 where this process does not hold all of it."""
+
+  def checksum(x: jax.Array) -> int:
+    if not getattr(x, "is_fully_addressable", True):
+      return 0
+    return zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8))
+
+  return [checksum(x) for x in jax.tree.leaves(state)]

@@ -1,0 +1,329 @@
+"""The interface: one state type, one verb that moves named players, and what all modules share.
+
+Every method is a game: one or several players, each moving its own parameters to lower its own
+loss. A method module has one public function, `stages(config, info) -> list[Stage]`; the loop runs
+the stages in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+Batch = dict[
+  str, jax.Array
+]  # leaves [B, ...]; image f32 in [-1, 1], label and text i32, the rest f32
+Metrics = dict[str, jax.Array]  # f32 scalars
+
+
+class State(struct.PyTreeNode):
+  """All that a stage knows: arrays only, so that it can be donated, sharded, saved and compared."""
+
+  step: jax.Array  # i32 (), steps done in this stage
+  params: dict  # {"g": ..., "d": ...}; whatever no minimize() names is frozen
+  opt: dict  # one entry per optimizer slot, not per network
+  stats: dict = struct.field(default_factory=dict)  # batch-norm averages, spectral-norm vectors
+  ema: dict = struct.field(default_factory=dict)  # averaged params that sample() uses
+  extra: dict = struct.field(default_factory=dict)  # image pools, path-length mean, codebook counts
+
+
+class Info(NamedTuple):
+  """Static facts about a data set, known from the config alone."""
+
+  shape: dict  # {"image": (28, 28, 1), "label": ()}, without the batch axis
+  num_classes: int = 0
+  vocab_size: int = 0
+  columns: tuple = ()
+  modes: tuple = ()  # centres of a mixture, ((x, y), ...)
+  mode_std: float = 0.0  # its standard deviation
+
+
+class Source(NamedTuple):
+  """A data set that can be read at any position: `batch` is a pure function of (seed, i)."""
+
+  info: Info
+  num_examples: int
+  batch: (
+    Callable  # (i, size) -> dict of NumPy arrays in storage dtype: this process's rows of batch i
+  )
+  decode: Callable  # rows -> Batch; jnp-traceable, runs inside the compiled step
+  arrays: dict | None = (
+    None  # the whole set where it is held in memory, so that it can live on the device
+  )
+  indices: Callable | None = (
+    None  # (i, size) -> i32 [size]; batch(i, n) == {k: a[indices(i, n)] for k, a in arrays}
+  )
+
+
+def nothing(state: State, batch: Batch, key: jax.Array) -> dict:
+  """What a stage without evaluation or extra pictures returns."""
+  del state, batch, key
+  return {}
+
+
+class Stage(NamedTuple):
+  """One leg of training: pure functions and the number of steps."""
+
+  name: str  # "train", "16px_fade", "tokenizer", "prior"
+  num_steps: int
+  init: Callable  # (key, batch, prev: State | None) -> State
+  step: Callable  # (state, batch, key) -> (state, metrics)
+  sample: (
+    Callable  # (state, batch, key) -> Batch; batch gives the conditioning and the number of outputs
+  )
+  evaluate: Callable = nothing  # (state, batch, key) -> metrics on held-out data
+  show: Callable = nothing  # (state, batch, key) -> {name: [rows, cols, ...]}: pictures for people
+  data: Mapping = MappingProxyType({})  # overrides of config.data (and batch_size) for this stage
+
+
+def batch_shapes(info: Info, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of a batch, so that a model can be built where its data are not."""
+  integer = {"label", "text"}
+  return {
+    name: jax.ShapeDtypeStruct((batch_size, *shape), jnp.int32 if name in integer else jnp.float32)
+    for name, shape in info.shape.items()
+  }
+
+
+def split_batch(batch: Any, n: int) -> Any:
+  """Splits every leaf [B, ...] into [n, B/n, ...].
+
+  Rows are interleaved, so that a batch sharded over devices needs no collective.
+
+  Raises:
+    ValueError: if n does not divide B.
+
+  >>> split_batch({"x": jnp.arange(4)}, 2)["x"].tolist()
+  [[0, 2], [1, 3]]
+  """
+
+  def split(x):
+    if x.shape[0] % n:
+      raise ValueError(
+        f"a batch of {x.shape[0]} does not split into {n} equal parts: change --config.batch_size"
+      )
+    return x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)
+
+  return jax.tree.map(split, batch)
+
+
+def build(module: Any, key: jax.Array, *args: Any, **kwargs: Any) -> tuple[dict, dict]:
+  """Returns (params, stats) of a network; stats holds every other collection it has.
+
+  >>> from flax import linen as nn
+  >>> params, stats = build(nn.BatchNorm(use_running_average=True), jax.random.key(0), jnp.ones((4, 3)))
+  >>> sorted(params), sorted(stats)
+  (['bias', 'scale'], ['batch_stats'])
+  """
+  variables = dict(module.init(key, *args, **kwargs))
+  return variables.pop("params", {}), variables
+
+
+def apply(
+  module: Any, params: dict, stats: dict, *args: Any, train: bool = True, **kwargs: Any
+) -> tuple[Any, dict]:
+  """Runs a network; returns (output, stats), the stats moved on if `train`."""
+  mutable = list(stats) if train else []
+  out, new = module.apply(
+    {"params": params, **stats}, *args, train=train, mutable=mutable, **kwargs
+  )
+  return out, {**stats, **new}
+
+
+def init_slot(
+  tx: optax.GradientTransformation, params: dict, names: Sequence[str]
+) -> optax.OptState:
+  """Returns the optimizer state of the players `names`."""
+  return tx.init({n: params[n] for n in names})
+
+
+def _require(given: dict, names: Sequence[str], what: str) -> None:
+  for n in names:
+    if n not in given:
+      raise KeyError(f"no {what} {n!r} in the state; it has {sorted(given)}")
+
+
+def gradients(
+  loss_fn: Callable, params: dict, names: Sequence[str], batch: Any, *, accumulate: int = 1
+) -> tuple:
+  """Value, auxiliary output and gradient of `loss_fn` in params[n], n in names, and no other.
+
+  With accumulate = k the batch is split into k parts that are visited one after the other; value,
+  gradient, statistics and metrics are their means, so only the memory changes (but batch
+  normalisation then sees B/k examples at a time).
+
+  Args:
+    loss_fn: (params, batch) -> (loss, (new_stats, metrics)), means over the batch.
+    params: all networks; those not named are constants.
+    names: the players.
+    batch: pytree with leaves [B, ...].
+    accumulate: number of parts.
+
+  Returns:
+    (loss, (new_stats, metrics)), {n: gradient}.
+  """
+  _require(params, names, "network")
+
+  def of_players(players, part):
+    return loss_fn({**params, **players}, part)
+
+  grad_fn = jax.value_and_grad(of_players, has_aux=True)
+  players = {n: params[n] for n in names}
+  if accumulate == 1:
+    return grad_fn(players, batch)
+  parts = split_batch(batch, accumulate)
+  shapes = jax.eval_shape(grad_fn, players, jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, grad_fn(players, part)), None
+
+  total, _ = jax.lax.scan(add, zeros, parts)
+  return jax.tree.map(lambda t: t / accumulate, total)
+
+
+def move(
+  state: State, tx: optax.GradientTransformation, grads: dict, *, slot: str | None = None
+) -> tuple[State, Metrics]:
+  """Moves the players of `grads` by one optimizer step; logs the global norm of the gradient.
+
+  Raises:
+    KeyError: if a network or the slot is not in the state.
+  """
+  slot = slot or "+".join(grads)
+  _require(state.params, list(grads), "network")
+  _require(state.opt, [slot], "optimizer slot")
+  players = {n: state.params[n] for n in grads}
+  updates, opt = tx.update(grads, state.opt[slot], players)
+  params = {**state.params, **optax.apply_updates(players, updates)}
+  state = state.replace(params=params, opt={**state.opt, slot: opt})
+  return state, {f"gradnorm_{slot}": optax.global_norm(grads)}
+
+
+def minimize(
+  state: State,
+  tx: optax.GradientTransformation,
+  loss_fn: Callable,
+  names: Sequence[str],
+  batch: Any,
+  *,
+  slot: str | None = None,
+  accumulate: int = 1,
+) -> tuple[State, Metrics]:
+  """One move of the players `names` down the gradient of their loss; all else is a constant.
+
+  Args:
+    state: the state before.
+    tx: the optimizer of this slot.
+    loss_fn: (params, batch) -> (loss, (new_stats, metrics)); new_stats replaces entries of
+      state.stats.
+    names: the networks to move, e.g. ["d"] or ["g_ab", "g_ba"].
+    batch: pytree with leaves [B, ...]: all that is split when gradients are accumulated, so the
+      noise too.
+    slot: the optimizer slot, by default the names joined with "+".
+    accumulate: number of parts in which the batch is visited.
+
+  Returns:
+    The state after, and loss_<slot>, gradnorm_<slot> and the metrics of loss_fn.
+
+  Raises:
+    KeyError: if a network or the slot is not in the state.
+  """
+  slot = slot or "+".join(names)
+  (loss, (stats, metrics)), grads = gradients(
+    loss_fn, state.params, names, batch, accumulate=accumulate
+  )
+  state, moved = move(state, tx, grads, slot=slot)
+  state = state.replace(stats={**state.stats, **stats})
+  return state, {f"loss_{slot}": loss, **moved, **metrics}
+
+
+def alternate(
+  state: State,
+  tx: dict,
+  generate: Callable,
+  d_loss: Callable,
+  g_loss: Callable,
+  batch: Any,
+  *,
+  accumulate: int = 1,
+) -> tuple[State, Metrics]:
+  """D moves on fakes, then G on the same fakes against the new D, with one generator forward.
+
+  The fakes are constants to D. G's gradient is the new D's gradient in the fakes, pulled back
+  through the forward pass that made them: what two `minimize` calls on the same noise compute, for
+  one forward pass less. The players are "d" and "g".
+
+  Args:
+    state: the state before.
+    tx: {"d": ..., "g": ...}.
+    generate: (params, batch) -> (fake, new_stats), differentiable in params["g"].
+    d_loss: (params, batch, fake) -> (loss, (new_stats, metrics)).
+    g_loss: the same for G; it may depend on params["g"] through fake only.
+    batch: pytree with leaves [B, ...], noise included.
+    accumulate: number of parts; above 1 G's forward pass is done again, to save memory.
+
+  Returns:
+    The state after, and the metrics of both moves.
+  """
+  if accumulate > 1:
+
+    def d_part(p, b):
+      return d_loss(p, b, jax.lax.stop_gradient(generate(p, b)[0]))
+
+    def g_part(p, b):
+      fake, stats = generate(p, b)
+      loss, (more, metrics) = g_loss(p, b, fake)
+      return loss, ({**stats, **more}, metrics)
+
+    state, d_metrics = minimize(state, tx["d"], d_part, ["d"], batch, accumulate=accumulate)
+    state, g_metrics = minimize(state, tx["g"], g_part, ["g"], batch, accumulate=accumulate)
+    return state, {**d_metrics, **g_metrics}
+
+  def forward(g):
+    return generate({**state.params, "g": g}, batch)
+
+  fake, pullback, g_stats = jax.vjp(forward, state.params["g"], has_aux=True)
+
+  def on_fakes(p, b):
+    return d_loss(p, b, fake)
+
+  state, d_metrics = minimize(state, tx["d"], on_fakes, ["d"], batch)
+
+  def of_fakes(fake):
+    return g_loss(state.params, batch, fake)
+
+  (loss, (more, g_metrics)), d_fake = jax.value_and_grad(of_fakes, has_aux=True)(fake)
+  state, moved = move(state, tx["g"], {"g": pullback(d_fake)[0]})
+  state = state.replace(stats={**state.stats, **g_stats, **more})
+  return state, {**d_metrics, "loss_g": loss, **moved, **g_metrics}
+
+
+def ema(average: Any, new: Any, decay: float | jax.Array) -> Any:
+  """Exponential moving average: decay * average + (1 - decay) * new.
+
+  >>> ema({"w": jnp.array(1.0)}, {"w": jnp.array(0.0)}, 0.75)["w"].item()
+  0.75
+  """
+  return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)
+
+
+def every(k: int, step: jax.Array, fn: Callable, state: Any) -> Any:
+  """fn(state) where step is a multiple of k, else the state itself; both branches are compiled."""
+  return jax.lax.cond(step % k == 0, fn, lambda s: s, state)
+
+
+def count(tree: Any) -> int:
+  """Number of scalars in a tree of arrays or shapes.
+
+  >>> count({"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)})
+  8
+  """
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

@@ -1,0 +1,250 @@
+"""Images on their way in: sizes, reading of untrusted files, resizing, and uint8 -> [-1, 1]."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gm.core import Info
+
+# none of those for which Pillow starts a program
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# what `folder` takes for an image
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+MAX_PIXELS = 1 << 27  # 134 megapixels; a larger image is taken for a decompression bomb
+
+
+def size(image_size: Any, native: tuple[int, int] | None = None) -> tuple[int, int]:
+  """Returns (height, width) from `config.data.image_size`.
+
+  Args:
+    image_size: 0 = native, an int = square, or (height, width).
+    native: the set's own (height, width); None if it has none.
+
+  Raises:
+    ValueError: for anything else, or for 0 where there is no native size.
+
+  >>> size(0, (28, 28)), size(32), size((48, 64))
+  ((28, 28), (32, 32), (48, 64))
+  """
+  given = image_size
+  if isinstance(image_size, (int, np.integer)):
+    image_size = (image_size, image_size)
+  try:
+    h, w = (operator.index(v) for v in image_size)
+  except (TypeError, ValueError):
+    h, w = -1, -1
+  if native is not None and (h, w) == (0, 0):
+    return native
+  if h < 1 or w < 1:
+    zero = "0 (native size), " if native else ""
+    raise ValueError(
+      f"image_size {given!r}: set --config.data.image_size to "
+      f"{zero}a positive int or (height, width)"
+    )
+  return h, w
+
+
+def shape(cfg: Any, native: tuple[int, int, int]) -> tuple[int, int, int]:
+  """Returns the (H, W, C) of a built-in set under `cfg`; grey may be asked for as RGB.
+
+  Raises:
+    ValueError: if the size or the number of channels cannot be had.
+
+  >>> shape({"image_size": 32, "channels": 3}, (28, 28, 1))
+  (32, 32, 3)
+  """
+  channels = cfg.get("channels", 0) or native[2]
+  if channels not in (native[2], 3):
+    allowed = sorted({0, native[2], 3})
+    raise ValueError(f"channels {channels}: set --config.data.channels to one of {allowed}")
+  return (*size(cfg.get("image_size", 0), native[:2]), channels)
+
+
+def declared(cfg: Any, what: str) -> Info:
+  """Returns the Info of a user's own image set, which the config alone must tell.
+
+  Args:
+    cfg: config.data with image_size, channels (1 or 3) and num_classes (0 = labels are not read).
+    what: the kind of source, for the messages.
+
+  Raises:
+    ValueError: if one of them is missing.
+
+  >>> declared({"image_size": 64, "channels": 3, "num_classes": 0}, "folder").shape
+  {'image': (64, 64, 3)}
+  """
+  try:
+    height, width = size(cfg.get("image_size", 0))
+  except ValueError as error:
+    raise ValueError(f"source {what!r} has no native size: {error}") from None
+  channels, num_classes = cfg.get("channels", 0), cfg.get("num_classes")
+  if channels not in (1, 3):
+    raise ValueError(
+      f"source {what!r} needs the number of channels: set --config.data.channels to 1 or 3, "
+      f"it is {channels!r}"
+    )
+  if not isinstance(num_classes, int) or num_classes < 0:
+    raise ValueError(
+      f"source {what!r} needs the number of classes: set --config.data.num_classes to it, "
+      f"or to 0 to leave labels out; it is {num_classes!r}"
+    )
+  label = {"label": ()} if num_classes else {}
+  return Info({"image": (height, width, channels), **label}, num_classes=num_classes)
+
+
+def decoder(channels: int, *, levels: float = 255.0) -> Callable[[dict], dict]:
+  """Returns decode(rows): image uint8 0 ... levels -> f32 in [-1, 1], label -> i32; jnp-traceable.
+
+  image = 2 * stored / levels - 1, a grey image repeated where `channels` is 3.
+
+  Args:
+    channels: of the images that come out.
+    levels: the stored value of white.
+
+  >>> decoder(1)({"image": np.array([[[[0], [255]]]], np.uint8)})["image"].ravel().tolist()
+  [-1.0, 1.0]
+  """
+
+  def decode(rows: dict) -> dict:
+    import jax.numpy as jnp
+
+    x = jnp.asarray(rows["image"], jnp.float32) / (levels / 2) - 1.0  # [B, H, W, stored channels]
+    batch = {"image": jnp.broadcast_to(x, (*x.shape[:-1], channels))}
+    if "label" in rows:
+      batch["label"] = jnp.asarray(rows["label"], jnp.int32)
+    return batch
+
+  return decode
+
+
+@functools.cache
+def area_matrix(n: int, m: int) -> np.ndarray:
+  """Returns the f32 [m, n] matrix of area resampling, n pixels to m <= n equal intervals.
+
+  Entry (i, j) is the share of interval [i n/m, (i+1) n/m) that pixel [j, j+1) covers; rows sum to
+  1.
+
+  >>> area_matrix(3, 2).round(3).tolist()
+  [[0.6669999957084656, 0.3330000042915344, 0.0], [0.0, 0.3330000042915344, 0.6669999957084656]]
+  """
+  edges = np.arange(m + 1) * (n / m)
+  left, right = edges[:-1, None], edges[1:, None]
+  pixel = np.arange(n)
+  covered = np.minimum(right, pixel + 1) - np.maximum(left, pixel)
+  matrix = (np.clip(covered, 0, None) * (m / n)).astype(np.float32)
+  matrix.flags.writeable = False  # the cache hands out one array
+  return matrix
+
+
+def fit(x: np.ndarray, height: int, width: int, *, background: int = 0) -> np.ndarray:
+  """Fits drawings on an empty background to another size, each axis by itself.
+
+  A longer axis is padded with background (equally on both sides, an odd pixel at the end), so that
+  28 -> 32 leaves every pixel as it is; a shorter axis is resized by area.
+
+  Args:
+    x: uint8 [N, H, W, C].
+    height: of the result.
+    width: of the result.
+    background: the value padded with.
+
+  Returns:
+    uint8 [N, height, width, C].
+
+  >>> fit(np.full((1, 2, 2, 1), 8, np.uint8), 4, 1)[0, :, :, 0].tolist()
+  [[0], [8], [8], [0]]
+  """
+  h, w = x.shape[1:3]
+  if height < h or width < w:
+    rows = area_matrix(h, min(h, height))
+    columns = area_matrix(w, min(w, width))
+    out = np.empty((len(x), len(rows), len(columns), x.shape[3]), np.uint8)
+    for i in range(0, len(x), 1024):  # float32 copies of a part at a time
+      part = np.einsum("nhwc,yh->nywc", x[i : i + 1024].astype(np.float32), rows, optimize=True)
+      part = np.einsum("nywc,xw->nyxc", part, columns, optimize=True)
+      out[i : i + 1024] = np.rint(part)
+    x = out
+  dy, dx = height - x.shape[1], width - x.shape[2]
+  if dy or dx:
+    around = ((0, 0), (dy // 2, dy - dy // 2), (dx // 2, dx - dx // 2), (0, 0))
+    x = np.pad(x, around, constant_values=background)
+  return x
+
+
+def crop(image: Any, height: int, width: int, channels: int) -> np.ndarray:
+  """Resizes the short side and crops the centre, in one pass; grey or RGB as asked.
+
+  The largest centred box of the aspect width / height is resampled with Lanczos (antialiased).
+  Transparency is laid over white; 16-bit grey keeps its upper 8 bits.
+
+  Args:
+    image: PIL.Image.
+    height: of the result.
+    width: of the result.
+    channels: 1 or 3.
+
+  Returns:
+    uint8 [height, width, channels].
+
+  Raises:
+    ValueError: for pixels that have no 8-bit meaning (32-bit integers and floats).
+  """
+  from PIL import Image
+
+  if image.mode.startswith("I;16"):  # convert("L") would clip to 255
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  if image.mode in ("I", "F"):
+    raise ValueError(f"pixels of mode {image.mode!r} have no fixed range: save as 8 or 16 bit")
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  image = image.convert("L" if channels == 1 else "RGB")
+  w, h = image.size
+  scale = max(height / h, width / w)
+  bw, bh = min(w, width / scale), min(h, height / scale)
+  box = ((w - bw) / 2, (h - bh) / 2, (w + bw) / 2, (h + bh) / 2)
+  if (w, h) != (width, height):
+    image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+  return np.asarray(image).reshape(height, width, channels)
+
+
+def read(path: str | os.PathLike, height: int, width: int, channels: int) -> np.ndarray:
+  """Reads one image file that nobody vouches for, upright (EXIF) and cropped as `crop` does.
+
+  Only the formats in FORMATS are tried, and the size in the header is checked before any pixel is
+  decoded.
+
+  Args:
+    path: the file.
+    height: of the result.
+    width: of the result.
+    channels: 1 or 3.
+
+  Returns:
+    uint8 [height, width, channels].
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is corrupt, truncated or too large; the message names it.
+  """
+  from PIL import Image, ImageOps
+
+  try:
+    with Image.open(path, formats=FORMATS) as image:
+      w, h = image.size
+      if w * h > MAX_PIXELS:
+        raise ValueError(f"{w} x {h} pixels, at most {MAX_PIXELS} are read")
+      return crop(ImageOps.exif_transpose(image), height, width, channels)
+  except FileNotFoundError:
+    raise
+  except (
+    Exception
+  ) as error:  # decoders of broken files raise anything: struct.error, SyntaxError, ...
+    reason = str(error).replace(os.fspath(path), "file")
+    raise ValueError(f"{path}: not readable as an image ({reason}): remove it or fix it") from error

@@ -1,0 +1,229 @@
+"""Points drawn from known laws, so that a model's samples can be scored exactly.
+
+| name | law (before `scale`) | keys (default) | label |
+|---|---|---|---|
+| ring | num_modes equal Gaussians on a circle | radius (2), std (0.02), num_modes (8) | mode |
+| grid | 25 equal Gaussians at (-4, -2, 0, 2, 4)^2 | std (0.05) | mode |
+| gaussian1d | N(mean, std^2) on the line | mean (4), std (0.5) | none |
+| moons | two half circles with Gaussian noise | std (0.05) | moon |
+| spiral | two arms, 1.5 turns, with Gaussian noise | std (0.1) | arm |
+| checkerboard | uniform on 8 of the 16 squares of side 2 in [-4, 4]^2 | none | square |
+
+`scale` multiplies points, modes and standard deviations alike; 0.5 puts ring on the unit circle. A
+split is one fixed draw, 100,000 points to train and 10,000 to test, from a seed that name and split
+alone determine: the run's seed changes the order only, and the two draws are independent.
+
+Sources: ring and grid, arXiv:1705.07761 and arXiv:1712.04086 (its grid); spiral, arXiv:1810.01367;
+moons as in scikit-learn.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gm.core import Info, Source
+from gm.data import memory
+
+NUM_EXAMPLES = {"train": 100_000, "test": 10_000}
+
+
+class _Curve(NamedTuple):
+  """A uniform choice of branch, a position u ~ U(0, 1) along it, and isotropic Gaussian noise."""
+
+  centre: Callable  # (branch [...], v [...]) -> [..., 2], where u = v ** power
+  power: int  # the change of variable that makes `centre` smooth in v
+  length: float  # of one branch
+  std: float  # default
+
+
+def _moon(branch: np.ndarray, v: np.ndarray) -> np.ndarray:
+  upper = np.stack([np.cos(np.pi * v), np.sin(np.pi * v)], -1)
+  return np.where(branch[..., None] == 0, upper, np.array([1.0, 0.5]) - upper)
+
+
+def _arm(branch: np.ndarray, v: np.ndarray) -> np.ndarray:
+  turn = 3 * np.pi * v
+  return np.stack([-np.cos(turn), np.sin(turn)], -1) * (turn / 3 * (1 - 2 * branch))[..., None]
+
+
+_CURVES = {
+  "moons": _Curve(_moon, 1, np.pi, 0.05),
+  "spiral": _Curve(_arm, 2, 15.3, 0.1),
+}
+_MIXTURES = {"ring": 0.02, "grid": 0.05, "gaussian1d": 0.5}  # default std
+NAMES = (*_MIXTURES, *_CURVES, "checkerboard")
+
+
+def _positive(cfg: Any, key: str, default: float) -> float:
+  value = cfg.get(key, default)
+  if not value > 0:
+    raise ValueError(f"{key} {value!r} is not positive: set --config.data.{key} above 0")
+  return value
+
+
+def _centres(name: str, cfg: Any) -> np.ndarray:
+  """Returns the centres [K, D] of a mixture before `scale`."""
+  if name == "ring":
+    num_modes = int(_positive(cfg, "num_modes", 8))
+    angle = 2 * np.pi * np.arange(num_modes) / num_modes
+    return _positive(cfg, "radius", 2.0) * np.stack([np.cos(angle), np.sin(angle)], -1)
+  if name == "grid":
+    line = np.arange(-4.0, 5.0, 2.0)
+    return np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+  return np.array([[float(cfg.get("mean", 4.0))]])
+
+
+def info(cfg: Any) -> Info:
+  """Returns shapes, number of classes and, for mixtures of more than one mode, the labels' modes.
+
+  Raises:
+    ValueError: for an unknown name or a key that is not positive.
+
+  >>> info({"name": "ring", "scale": 0.5, "num_modes": 4}).mode_std
+  0.01
+  """
+  name = cfg["name"]
+  memory.require(name, NAMES, what="point set", flag="--config.data.name")
+  scale = _positive(cfg, "scale", 1.0)
+  if name not in _MIXTURES:
+    num_classes = 8 if name == "checkerboard" else 2
+    return Info({"point": (2,), "label": ()}, num_classes=num_classes)
+  centres = _centres(name, cfg) * scale
+  k, d = centres.shape
+  return Info(
+    {"point": (d,), **({"label": ()} if k > 1 else {})},
+    num_classes=k if k > 1 else 0,
+    modes=tuple(tuple(float(v) for v in c) for c in centres),
+    mode_std=_positive(cfg, "std", _MIXTURES[name]) * scale,
+  )
+
+
+def sample(rng: np.random.Generator, n: int, cfg: Any) -> dict[str, np.ndarray]:
+  """Draws from the law that `cfg` names.
+
+  Args:
+    rng: NumPy generator.
+    n: number of points.
+    cfg: config.data with `name` and the set's own keys (see the table above).
+
+  Returns:
+    {"point": f32 [n, D], "label": i32 [n]}, the label only where there is more than one part.
+
+  Raises:
+    ValueError: as `info` does.
+
+  >>> sample(np.random.default_rng(0), 3, {"name": "grid"})["point"].shape
+  (3, 2)
+  """
+  facts, name = info(cfg), cfg["name"]
+  label = rng.integers(max(1, facts.num_classes), size=n)
+  if name == "checkerboard":
+    row, pair = label // 2, label % 2
+    corner = np.stack([2 * pair + row % 2, row], -1) * 2.0 - 4.0  # lower left of the square
+    x = corner + 2.0 * rng.random((n, 2))
+  else:
+    if name in _CURVES:
+      curve = _CURVES[name]
+      x, std = curve.centre(label, rng.random(n) ** (1 / curve.power)), curve.std
+    else:
+      x, std = _centres(name, cfg)[label], _MIXTURES[name]
+    x = x + _positive(cfg, "std", std) * rng.standard_normal(x.shape)
+  rows = {"point": (x * cfg.get("scale", 1.0)).astype(np.float32)}
+  if facts.num_classes:
+    rows["label"] = label.astype(np.int32)
+  return rows
+
+
+def _nodes(name: str, cfg: Any) -> tuple[np.ndarray, np.ndarray, float]:
+  """Returns centres [K, D], log weights [K] and std of the law as a mixture, before `scale`.
+
+  Exact for the mixtures. A curve is integrated by Gauss-Legendre, 8 nodes to pieces of at most
+  about one std, which leaves an error near float64's rounding.
+  """
+  if name in _MIXTURES:
+    centres = _centres(name, cfg)
+    weights = np.full(len(centres), 1 / len(centres))
+    return centres, np.log(weights), _positive(cfg, "std", _MIXTURES[name])
+  curve = _CURVES[name]
+  std = _positive(cfg, "std", curve.std)
+  pieces = int(np.ceil(2 * curve.length / std)) + 1
+  node, weight = np.polynomial.legendre.leggauss(8)
+  v = ((np.arange(pieces)[:, None] + (node + 1) / 2) / pieces).ravel()
+  # u = v ** power is uniform, so v has the density power * v ** (power - 1); a branch has 1/2
+  w = np.tile(weight / (2 * pieces), pieces) * curve.power * v ** (curve.power - 1) / 2
+  branches = [curve.centre(np.full(len(v), b), v) for b in (0, 1)]
+  return np.concatenate(branches), np.log(np.tile(w, 2)), std
+
+
+def log_density(name: str, x: np.ndarray, cfg: Any) -> np.ndarray:
+  """Returns log p(x) of the law: moons and spiral by quadrature, the others exactly.
+
+  log p(x) = log sum_k w_k N(x / scale; c_k, std^2 I) - D log scale.
+
+  Args:
+    name: the set.
+    x: points [N, D], after `scale`.
+    cfg: config.data with the set's own keys.
+
+  Returns:
+    f64 [N] in nats; -inf outside the checkerboard's squares.
+
+  Raises:
+    ValueError: as `info` does.
+
+  >>> log_density("checkerboard", np.array([[-3.0, -3.0], [-1.0, -3.0]]), {"name": "checkerboard"})
+  array([-3.4657359,       -inf])
+  """
+  memory.require(name, NAMES, what="point set", flag="--config.data.name")
+  scale = _positive(cfg, "scale", 1.0)
+  x = np.asarray(x, np.float64) / scale
+  shift = x.shape[-1] * np.log(scale)
+  if name == "checkerboard":
+    square = np.floor((x + 4) / 2)
+    inside = np.all((square >= 0) & (square <= 3), -1) & (square.sum(-1) % 2 == 0)
+    return np.where(inside, -np.log(32.0), -np.inf) - shift
+  centres, log_weights, std = _nodes(name, cfg)
+  constant = x.shape[-1] * (np.log(std) + 0.5 * np.log(2 * np.pi)) + shift
+  out = np.empty(len(x))
+  for i in range(0, len(x), 512):  # [512, K] at a time
+    part = x[i : i + 512]
+    square = sum((part[:, d, None] - centres[:, d]) ** 2 for d in range(x.shape[-1]))
+    terms = log_weights - square / (2 * std**2)
+    top = terms.max(1)
+    out[i : i + 512] = top + np.log(np.exp(terms - top[:, None]).sum(1)) - constant
+  return out
+
+
+def load(
+  cfg: Any, split: str, *, seed: int = 0, shuffle: bool = True, part: tuple[int, int] = (0, 1)
+) -> Source:
+  """Loads a split's fixed draw; leaves point f32 [N, D] and label i32 [N].
+
+  Args:
+    cfg: config.data.
+    split: "train" or "test".
+    seed: order of the rows.
+    shuffle: False reads them as they stand.
+    part: (process index, number of processes).
+
+  Raises:
+    ValueError: for an unknown name or split, or as `info` does.
+
+  >>> load({"name": "ring"}, "train").num_examples
+  100000
+  """
+  facts = info(cfg)
+  memory.require_split(split)
+  rng = np.random.default_rng(zlib.crc32(f"{cfg['name']}/{split}".encode()))
+  arrays = sample(rng, NUM_EXAMPLES[split], cfg)
+
+  def decode(rows: dict) -> dict:
+    import jax.numpy as jnp
+
+    return {name: jnp.asarray(a) for name, a in rows.items()}
+
+  return memory.from_arrays(facts, arrays, decode, seed=seed, shuffle=shuffle, part=part)

@@ -1,0 +1,160 @@
+"""A TFDS set that the user has prepared as array_record, read without TensorFlow.
+
+config.data: source="tfds"; either dir = the folder that holds dataset_info.json, or dir = the
+data_dir above it and name = "set", "set/config" or "set:version"; image_size (int or (height,
+width)), channels (1 or 3), num_classes (0 = labels are not read), image_key ("image"), label_key
+("label"), train_split ("train"), test_split ("test") in TFDS notation, so that a set without a test
+split is cut by train_split="train[:90%]", test_split="train[90%:]"; memory_mb (256: a larger set is
+streamed). Images are resized by the short side and cropped to the centre (images.crop).
+
+A set is prepared by  builder.download_and_prepare(file_format="array_record").
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gm.core import Info, Source
+from gm.data import images, memory, stream
+
+
+def info(cfg: Any) -> Info:
+  """Returns the shapes that `cfg` declares; touches no file.
+
+  Raises:
+    ValueError: if image_size, channels or num_classes is missing.
+
+  >>> info({"image_size": 64, "channels": 3, "num_classes": 0}).shape
+  {'image': (64, 64, 3)}
+  """
+  return images.declared(cfg, "tfds")
+
+
+def _builder(cfg: Any) -> Any:
+  """Returns the builder of a prepared set."""
+  import tensorflow_datasets as tfds
+
+  name, folder = cfg.get("name"), cfg.get("dir")
+  if folder and (pathlib.Path(folder).expanduser() / "dataset_info.json").is_file():
+    return tfds.builder_from_directory(pathlib.Path(folder).expanduser())
+  if not name:
+    raise ValueError(
+      f"no dataset_info.json in {folder!r} and no name: set --config.data.dir to the folder that "
+      "holds it, or --config.data.name to the set below --config.data.dir"
+    )
+  try:
+    at = {"data_dir": pathlib.Path(folder).expanduser()} if folder else {}
+    builder = tfds.builder(name, file_format="array_record", **at)
+  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise FileNotFoundError(
+      f"no TFDS set {name!r} below {folder or 'the TFDS default folder'!r} ({reason}): "
+      "set --config.data.name and --config.data.dir, or prepare it with file_format='array_record'"
+    ) from error
+  return builder
+
+
+def _overlap(builder: Any, a: str, b: str) -> bool:
+  """Returns whether two splits in TFDS notation share a record."""
+
+  def pieces(spec: str) -> list[tuple[str, int, int]]:
+    instructions = builder.info.splits[spec].file_instructions
+    # take is -1 for a shard's whole rest
+    return [
+      (i.filename, i.skip, i.skip + i.take if i.take >= 0 else i.examples_in_shard)
+      for i in instructions
+    ]
+
+  return any(
+    f == g and start < end and begin < stop
+    for f, start, stop in pieces(a)
+    for g, begin, end in pieces(b)
+  )
+
+
+def load(
+  cfg: Any, split: str, *, seed: int = 0, shuffle: bool = True, part: tuple[int, int] = (0, 1)
+) -> Source:
+  """Loads a split; rows image uint8 [H, W, C] and, with classes, label i32.
+
+  Args:
+    cfg: config.data.
+    split: "train" or "test".
+    seed: order of the rows.
+    shuffle: False reads them as they stand.
+    part: (process index, number of processes).
+
+  Raises:
+    FileNotFoundError: if no such set is prepared.
+    ValueError: for missing keys, features or splits, splits that overlap, or images that are not
+      uint8.
+  """
+  facts = info(cfg)
+  memory.require_split(split)
+  builder = _builder(cfg)
+  facts_of_set = builder.info
+  specs = {s: cfg.get(f"{s}_split", s) for s in memory.SPLITS}
+  known = {s for s, spec in specs.items() if spec.split("[")[0] in facts_of_set.splits}
+  if split not in known and facts_of_set.splits:  # a set that is not prepared has none at all
+    raise ValueError(
+      f"{facts_of_set.full_name} has no split {specs[split]!r}, it has "
+      f"{sorted(facts_of_set.splits)}: set --config.data.{split}_split, e.g. to 'train[:90%]' for "
+      "train and 'train[90%:]' for test"
+    )
+  if len(known) == 2 and _overlap(builder, specs["train"], specs["test"]):
+    raise ValueError(
+      f"the splits {specs} overlap: set --config.data.train_split and --config.data.test_split "
+      "to separate slices"
+    )
+  keys = {"image": cfg.get("image_key", "image")}
+  if facts.num_classes:
+    keys["label"] = cfg.get("label_key", "label")
+  for what, key in keys.items():
+    if key not in facts_of_set.features:
+      raise ValueError(
+        f"{facts_of_set.full_name} has no feature {key!r}, it has {sorted(facts_of_set.features)}: "
+        f"set --config.data.{what}_key" + (", or num_classes=0" if what == "label" else "")
+      )
+  if facts.num_classes:
+    known = getattr(facts_of_set.features[keys["label"]], "num_classes", facts.num_classes)
+    if known != facts.num_classes:
+      raise ValueError(
+        f"{facts_of_set.full_name} has {known} classes: set --config.data.num_classes={known}, "
+        f"it is {facts.num_classes}"
+      )
+  try:
+    examples = builder.as_data_source(split=specs[split])
+  except (NotImplementedError, FileNotFoundError, AssertionError, KeyError) as error:
+    raise FileNotFoundError(
+      f"{facts_of_set.full_name} cannot be read as array_record "
+      f"({' '.join(str(error).split())}): prepare it with file_format='array_record', or set "
+      "--config.data.dir to the folder where it is prepared"
+    ) from error
+  height, width, channels = facts.shape["image"]
+
+  def read(example: dict) -> dict[str, np.ndarray]:
+    from PIL import Image
+
+    x = np.asarray(example[keys["image"]])
+    if x.dtype != np.uint8 or x.ndim not in (2, 3):
+      raise ValueError(
+        f"feature {keys['image']!r} of {facts_of_set.full_name} is {x.dtype} {x.shape}: "
+        "set --config.data.image_key to a uint8 image [H, W, C]"
+      )
+    image = Image.fromarray(x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x)
+    row = {"image": images.crop(image, height, width, channels)}
+    return {**row, "label": np.int32(example[keys["label"]])} if "label" in keys else row
+
+  return stream.from_reader(
+    facts,
+    examples,
+    read,
+    images.decoder(channels),
+    memory_mb=cfg.get("memory_mb", stream.MEMORY_MB),
+    seed=seed,
+    shuffle=shuffle,
+    part=part,
+  )

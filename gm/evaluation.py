@@ -1,0 +1,179 @@
+"""Evaluation and sampling of a stage: held-out metrics, metrics of samples, pictures.
+
+All of it runs jitted in batches from (config, state) alone; training calls it as it goes, and
+`--mode=eval|sample` from a workdir.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from gm import core, sharding, writers
+from gm.job import Job, UserError, load, prepare, restore, user_input
+
+NUM_TILES = 64  # examples in a picture of fixed noise
+NUM_POINTS = 2_500  # examples in a plot of points or rows
+
+
+class Evaluator:
+  """Draws from and measures the states of one stage.
+
+  The rows of the test split, in their order, give the conditioning; keys are fixed, so pictures and
+  numbers of different steps can be compared.
+  """
+
+  def __init__(self, job: Job, index: int):
+    self.job, self.index = job, index
+    self.stage, self.info, self.keys = job.stages[index], job.infos[index], job.keys[index]
+    self.metrics = {name: find_metric(name) for name in job.config.metrics}
+    self.source = source = load(job, index, "test", shuffle=False)
+    on_rows = lambda f: jax.jit(lambda state, rows, key: f(state, source.decode(rows), key))
+    self._sample, self._show = on_rows(self.stage.sample), on_rows(self.stage.show)
+    self._evaluate = on_rows(self.stage.evaluate)
+
+  def evaluate(self, state: core.State) -> dict[str, float]:
+    """Returns the stage's own metrics on the test split, and config.metrics of samples."""
+    found = {} if self.stage.evaluate is core.nothing else self._held_out(state)
+    if self.metrics:
+      num = self.job.config.num_eval_samples
+      real, fake = self.real(num), self.draw(state, num)
+      for metric in self.metrics.values():
+        found |= metric(fake, real, self.info)
+    return {k: float(v) for k, v in found.items()}
+
+  def real(self, num: int) -> dict[str, np.ndarray]:
+    """Returns up to `num` real examples of config.reference_split."""
+    source = load(self.job, self.index, self.job.config.reference_split, shuffle=False)
+    rows = source.batch(0, min(num, source.num_examples))
+    return jax.tree.map(np.asarray, source.decode(rows))
+
+  def draw(self, state: core.State, num: int) -> dict[str, np.ndarray]:
+    """Returns `num` samples, {name: [num, ...]}."""
+    size, parts = self.job.sizes[self.index], []
+    for i in range(-(-num // size)):
+      key = jax.random.fold_in(self.keys["sample"], i)
+      parts.append(jax.device_get(self._sample(state, self._rows(i, size), key)))
+    return {k: np.concatenate([p[k] for p in parts])[:num] for k in parts[0]}
+
+  def write_samples(self, workdir: str, state: core.State) -> None:
+    """Writes samples/<stage>_<step>.png, or what suits the kind of data."""
+    if {"point", "row"} & set(self.info.shape):
+      batch = self.draw(state, NUM_POINTS)
+    else:
+      batch = jax.device_get(self._sample(state, self._tiles(), self.keys["sample"]))
+    real = jax.tree.map(np.asarray, self.source.decode(self.source.batch(0, NUM_POINTS)))
+    writers.write_samples(workdir, self.stage.name, int(state.step), batch, real, self.info)
+
+  def write_extra(self, workdir: str, state: core.State) -> None:
+    """Writes the stage's other pictures: interpolations, reconstructions, manifolds."""
+    found = jax.device_get(self._show(state, self._tiles(), self.keys["show"]))
+    writers.write_show(workdir, self.stage.name, int(state.step), found, self.info)
+
+  def finish(self, workdir: str, state: core.State) -> dict[str, float]:
+    """Evaluates, and writes eval.json with the protocol that the numbers need."""
+    config, start = self.job.config, time.perf_counter()
+    metrics = self.evaluate(state)
+    nets = [getattr(metric, "feature_net", "") for metric in self.metrics.values()]
+    protocol = {
+      "num_samples": config.num_eval_samples if self.metrics else 0,
+      "num_held_out": self.source.num_examples,
+      "seed": config.seed,
+      "data": f"{config.data.source}:{config.data.name}",
+      "reference_split": config.reference_split,
+      "feature_net": ", ".join(dict.fromkeys(filter(None, nets))) or "none",
+      "seconds": round(time.perf_counter() - start, 1),
+    }
+    step = {"stage": self.stage.name, "step": int(state.step)}
+    with user_input():
+      writers.write_eval(workdir, {**step, "metrics": metrics, "protocol": protocol})
+    return metrics
+
+  def _held_out(self, state: core.State) -> dict[str, float]:
+    size = self._even_size()
+    count, sums = max(1, self.source.num_examples // size), {}
+    for i in range(count):
+      key = jax.random.fold_in(self.keys["evaluate"], i)
+      found = jax.device_get(self._evaluate(state, self._rows(i, size), key))
+      sums = {k: sums.get(k, 0.0) + float(v) for k, v in found.items()}
+    return {k: v / count for k, v in sums.items()}
+
+  def _even_size(self) -> int:
+    """The largest batch that divides split and devices evenly; the batch size if that is tiny."""
+    limit, num = self.job.sizes[self.index], self.source.num_examples
+    even = [n for n in range(1, limit + 1) if num % n == 0 and n % self.job.mesh.size == 0]
+    return even[-1] if even and 4 * even[-1] > limit else limit
+
+  def _rows(self, i: int, size: int) -> dict:
+    return sharding.put(self.source.batch(i, size), sharding.batched(self.job.mesh))
+
+  def _tiles(self) -> dict:
+    return sharding.put(self.source.batch(0, NUM_TILES), sharding.replicated(self.job.mesh))
+
+
+def find_metric(name: str) -> Callable:
+  """Returns the function of gm/metrics that "file.function" names.
+
+  Raises:
+    UserError: if there is none.
+  """
+  module, _, function = name.partition(".")
+  folder = pathlib.Path(__file__).parent / "metrics"
+  known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
+  if module in known:
+    found = getattr(importlib.import_module(f"gm.metrics.{module}"), function, None)
+    if found is not None:
+      return found
+  raise UserError(
+    f"--config.metrics names {name!r}; it takes 'file.function' of gm/metrics, with the files"
+    f" {', '.join(known)}"
+  )
+
+
+def from_workdir(workdir: str, config: ConfigDict | None) -> tuple[Evaluator, core.State]:
+  """Returns the evaluator and the newest state of the last stage that has one.
+
+  Args:
+    workdir: of a run.
+    config: None to take it from the workdir.
+
+  Raises:
+    UserError: if the folder holds no run, or none of its checkpoints can be read.
+  """
+  if config is None:
+    with user_input():
+      config = ConfigDict(writers.read_config(workdir)["config"])
+  job = prepare(config)
+  for index in reversed(range(len(job.stages))):
+    state = restore(job, workdir, index)
+    if state is not None:
+      return Evaluator(job, index), state
+  raise UserError(f"{workdir} holds no checkpoint: train first with --mode=train")
+
+
+def run_eval(workdir: str, config: ConfigDict | None) -> dict[str, float]:
+  """`--mode=eval`: evaluates the newest checkpoint of a workdir and writes eval.json."""
+  evaluator, state = from_workdir(workdir, config)
+  return evaluator.finish(workdir, state)
+
+
+def run_sample(workdir: str, config: ConfigDict | None, num: int) -> list[pathlib.Path]:
+  """`--mode=sample`: writes `num` samples as arrays and as a picture, and the extra pictures."""
+  evaluator, state = from_workdir(workdir, config)
+  name, step = evaluator.stage.name, int(state.step)
+  with user_input():
+    batch = evaluator.draw(state, num)
+    arrays = writers.write_arrays(writers.sample_path(workdir, name, step, "drawn", "npz"), batch)
+    pictures = writers.write_show(
+      workdir, name, step, {"drawn": batch["image"]} if "image" in batch else {}
+    )
+    evaluator.write_samples(workdir, state)
+    evaluator.write_extra(workdir, state)
+  found = sorted(pathlib.Path(workdir, "samples").glob(f"{name}_{step:08d}*.png"))
+  return list(dict.fromkeys([arrays, *pictures, *found]))

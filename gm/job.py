@@ -1,0 +1,168 @@
+"""What training, evaluation, sampling and inspection have in common: the set-up of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from gm import checkpoint, core, sharding, writers
+
+# Keys that may change when a run is continued: they move no parameter on the way.
+FREE_KEYS = frozenset(
+  {"num_steps", "steps_per_call", "log_every", "sample_every", "eval_every", "checkpoint_every"}
+  | {"keep_checkpoints", "metrics", "num_eval_samples", "reference_split", "best_metric"}
+)
+
+
+class UserError(Exception):
+  """Something that the user can mend; reported in one line, without a traceback."""
+
+
+class Job(NamedTuple):
+  """A config made concrete, without any data."""
+
+  config: ConfigDict
+  stages: list[core.Stage]
+  infos: list[core.Info]  # facts about each stage's data
+  sizes: list[int]  # examples per step of each stage
+  templates: list[core.State]  # shapes and shardings of each stage's state
+  keys: list[dict]  # independent keys of each stage, by purpose
+  mesh: jax.sharding.Mesh
+
+
+@contextlib.contextmanager
+def user_input() -> Iterator[None]:
+  """Turns the errors that bad input raises into a UserError."""
+  try:
+    yield
+  except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+    text = getattr(error, "strerror", None) or error
+    if isinstance(error, KeyError) and error.args:
+      text = error.args[0]  # its str() is a repr
+    raise UserError(" ".join(str(text).split())) from error
+
+
+def prepare(config: ConfigDict) -> Job:
+  """Builds all that needs no data: stages, facts, shapes, devices and keys.
+
+  Raises:
+    UserError: where the config asks for something that does not exist or does not fit.
+  """
+  use_compilation_cache()
+  with user_input():
+    if config.compute_dtype not in ("float32", "bfloat16"):
+      raise ValueError(
+        f"--config.compute_dtype={config.compute_dtype!r} is not known: float32 or bfloat16"
+      )
+    sharding.set_cpu_devices(config.cpu_devices, config.batch_size // max(1, config.accumulate))
+    data = _module("gm.data", config.data.source, "--config.data.source")
+    method = _module("gm.methods", config.method, "--config.method")
+    stages = method.stages(config, data.info(config.data))
+    mesh = sharding.make_mesh(config.num_devices)
+    infos = [data.info(data_config(config, stage)) for stage in stages]
+    sizes = [stage.data.get("batch_size", config.batch_size) for stage in stages]
+    for size in sizes:
+      sharding.check_batch(mesh, size, config.accumulate)
+  keys, templates, prev = [], [], None
+  for i, stage in enumerate(stages):
+    purposes = ("init", "step", "sample", "evaluate", "show")
+    split = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), i), len(purposes))
+    keys.append(dict(zip(purposes, split, strict=True)))
+    batch = core.batch_shapes(infos[i], sizes[i])
+    prev = jax.eval_shape(stage.init, keys[i]["init"], batch, prev)
+    shards = sharding.of_state(mesh, prev)
+    templates.append(
+      jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), prev, shards)
+    )
+  return Job(config, stages, infos, sizes, templates, keys, mesh)
+
+
+def load(job: Job, index: int, split: str, *, shuffle: bool = True) -> core.Source:
+  """Opens a split of the data set of a stage."""
+  with user_input():
+    data = _module("gm.data", job.config.data.source, "--config.data.source")
+    return data.load(
+      data_config(job.config, job.stages[index]),
+      split,
+      seed=job.config.seed,
+      shuffle=shuffle,
+      part=(jax.process_index(), jax.process_count()),
+    )
+
+
+def data_config(config: ConfigDict, stage: core.Stage) -> ConfigDict:
+  """config.data with the overrides of a stage."""
+  overrides = {k: v for k, v in stage.data.items() if k != "batch_size"}
+  return ConfigDict({**config.data.to_dict(), **overrides})
+
+
+def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
+  """Creates the workdir with its config.json, or checks that it belongs to this config.
+
+  Raises:
+    UserError: if it cannot be written, or belongs to a config that differs in more than FREE_KEYS.
+  """
+  with user_input():
+    os.makedirs(workdir, exist_ok=True)
+    config = job.config.to_dict()
+    try:
+      old = writers.read_config(workdir)["config"]
+    except FileNotFoundError:
+      old = config
+    fixed = lambda c: {k: v for k, v in c.items() if k not in FREE_KEYS}
+    differs = writers.diff(fixed(old), fixed(config))
+    if differs:
+      raise ValueError(
+        f"{workdir} belongs to a run with another config ({'; '.join(differs)}): give another"
+        " --workdir, or the config that it was made with"
+      )
+    data = config["data"]
+    origin = f"{data['source']}:{data['name']}, {source.num_examples:,} training examples"
+    facts = {
+      "data": {"origin": origin, "generated": data["source"] == "points"},
+      "stages": {stage.name: stage.num_steps for stage in job.stages},
+    }
+    writers.write_config(workdir, config, facts)
+
+
+def restore(job: Job, workdir: str, index: int) -> core.State | None:
+  """Returns the newest good state of a stage, or None where there is none."""
+  folder = checkpoint.stage_dir(workdir, index, job.stages[index].name)
+  if not checkpoint.has_steps(folder):
+    return None
+  with user_input():
+    manager = checkpoint.open_manager(folder)
+    state = checkpoint.restore(manager, job.templates[index])
+    manager.close()
+  return state
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs on disk, apart for each kind of processor."""
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  if jax.config.jax_compilation_cache_dir:
+    return
+  cpu = ""
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n")
+    cpu = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+  kind = hashlib.sha256(f"{cpu} {jax.__version__}".encode()).hexdigest()[:12]
+  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root) / "gm" / "xla" / kind))
+
+
+def _module(package: str, name: str, flag: str) -> Any:
+  folder = pathlib.Path(__file__).parent / package.removeprefix("gm.")
+  known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
+  if name not in known:
+    raise ValueError(f"{flag}={name!r} is not known; there are {', '.join(known)}")
+  return importlib.import_module(f"{package}.{name}")

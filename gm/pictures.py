@@ -1,0 +1,68 @@
+"""Pictures of a latent space for `Stage.show`: pure functions of a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def lines(decode: Callable, start: jax.Array, end: jax.Array, *, frames: int = 10) -> jax.Array:
+  """Decodes straight lines between latents: z_t = (1 - t) start + t end.
+
+  Args:
+    decode: [N, Z] -> [N, ...].
+    start: [R, Z].
+    end: [R, Z].
+    frames: points on each line, both ends among them.
+
+  Returns:
+    [R, frames, ...].
+
+  >>> lines(lambda z: z, jnp.zeros((1, 1)), jnp.ones((1, 1)), frames=3).ravel().tolist()
+  [0.0, 0.5, 1.0]
+  """
+  t = jnp.linspace(0.0, 1.0, frames)[None, :, None]
+  z = (1 - t) * start[:, None] + t * end[:, None]
+  out = decode(z.reshape(-1, start.shape[-1]))
+  return out.reshape(len(start), frames, *out.shape[1:])
+
+
+def plane(decode: Callable, *, size: int = 20) -> jax.Array:
+  """Decodes a grid of a two-dimensional latent space that is even in probability under N(0, I).
+
+  Args:
+    decode: [N, 2] -> [N, ...].
+    size: points along each axis, at the Gaussian quantiles (i + 1/2) / size.
+
+  Returns:
+    [size, size, ...]; the first latent grows to the right, the second upwards.
+
+  Source: Kingma and Welling, 2014, arXiv:1312.6114, appendix A.
+
+  >>> plane(lambda z: z, size=2)[0, 0].round(3).tolist()  # upper left corner
+  [-0.674, 0.674]
+  """
+  quantiles = jax.scipy.stats.norm.ppf((jnp.arange(size) + 0.5) / size)
+  right, up = jnp.meshgrid(quantiles, quantiles[::-1])
+  out = decode(jnp.stack([right.ravel(), up.ravel()], axis=-1))
+  return out.reshape(size, size, *out.shape[1:])
+
+
+def pairs(x: jax.Array, rec: jax.Array, *, cols: int = 8) -> jax.Array:
+  """Lays examples and their reconstructions out in alternating rows.
+
+  Args:
+    x: [N, ...], N a multiple of cols.
+    rec: [N, ...].
+    cols: examples in a row.
+
+  Returns:
+    [2 N / cols, cols, ...].
+
+  >>> pairs(jnp.zeros(2), jnp.ones(2), cols=2).tolist()
+  [[0.0, 0.0], [1.0, 1.0]]
+  """
+  both = jnp.stack([x.reshape(-1, cols, *x.shape[1:]), rec.reshape(-1, cols, *x.shape[1:])], axis=1)
+  return both.reshape(-1, cols, *x.shape[1:])

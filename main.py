@@ -1,0 +1,100 @@
+"""Trains, evaluates, samples and inspects every method of gm.
+
+python main.py --config=configs/gan.py --workdir=/tmp/run
+python main.py --config=configs/gan.py:paper --mode=inspect
+python main.py --workdir=/tmp/run --mode=sample --num_samples=100
+"""
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "configs/NAME.py[:variant]; change keys with --config.KEY=VALUE.",
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: created, or continued.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "inspect"], "What to do.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "With --mode=sample.", lower_bound=1)
+_JSON = flags.DEFINE_bool("json", False, "With --mode=inspect: a last line for programs.")
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "One of several processes of a job: calls jax.distributed.initialize()."
+)
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error of the input was found.")
+
+
+def fail(message: str, status: int = 2) -> None:
+  """Ends the process with one clear line."""
+  print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+  sys.exit(status)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses the flags; whatever is wrong with them ends in one line."""
+  try:
+    for flag in argv:
+      path = flag.partition("=")[2].partition(":")[0]
+      if flag.startswith("--config=") and not os.path.isfile(path):
+        known = sorted(f for f in os.listdir("configs") if f.endswith(".py") and "_" not in f[:2])
+        raise ValueError(f"no config file {path!r}; there are {', '.join(known)}")
+    rest = FLAGS(argv)
+    if len(rest) > 1:
+      raise ValueError(f"{rest[1]!r} is not a flag; see --help")
+    if _CONFIG.value is None and (_MODE.value in ("train", "inspect") or not _WORKDIR.value):
+      raise ValueError("which method? give --config=configs/NAME.py[:variant]")
+    if _WORKDIR.value is None and _MODE.value != "inspect":
+      raise ValueError("where to? give --workdir=DIR")
+    return rest
+  except SystemExit:
+    raise
+  except Exception as error:  # absl, ml_collections and the config file each raise their own kinds
+    if "--traceback" in argv:
+      raise
+    fail(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def main(argv: list[str]) -> None:
+  """Calls the part of gm that the mode names."""
+  del argv
+  logging.set_verbosity(logging.WARNING)  # jax tells which backends it did not find
+  from gm import loop  # after the flags: a mistyped one should not wait for jax
+
+  config, workdir = _CONFIG.value, _WORKDIR.value and os.path.abspath(_WORKDIR.value)
+  try:
+    if _DISTRIBUTED.value:
+      import jax
+
+      jax.distributed.initialize()
+    if _MODE.value == "train":
+      loop.train(config, workdir)
+    elif _MODE.value == "eval":
+      from gm import evaluation
+
+      evaluation.run_eval(workdir, config)
+    elif _MODE.value == "sample":
+      from gm import evaluation
+
+      for path in evaluation.run_sample(workdir, config, _NUM_SAMPLES.value):
+        print(path)
+    else:
+      from gm import inspection
+
+      inspection.run(config, json_line=_JSON.value)
+  except loop.UserError as error:
+    if _TRACEBACK.value:
+      raise
+    fail(error)
+  except loop.Stopped as stopped:
+    print(stopped, flush=True)
+    sys.exit(128 + stopped.signum)
+  except FloatingPointError as error:
+    fail(error, 1)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse)

@@ -1,0 +1,241 @@
+"""main.py as a process: the contract that people and other tools rely on."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+SHORT = ("--config.num_steps=40", "--config.log_every=10", "--config.checkpoint_every=10")
+SHORT = (*SHORT, "--config.sample_every=20", "--config.steps_per_call=3")
+
+
+def command(*flags, config="configs/gan.py:test"):
+  return [sys.executable, "main.py", f"--config={config}", *map(str, flags)]
+
+
+def start(cmd, **env):
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **env}
+  return subprocess.Popen(
+    cmd, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+  )
+
+
+def run(*flags, config="configs/gan.py:test", **env):
+  process = start(command(*flags, config=config), **env)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def arrays(workdir, step=40):
+  """All arrays of a checkpoint, read through the project's own restore."""
+  from ml_collections import ConfigDict
+
+  from gm import checkpoint, job, writers
+
+  config = ConfigDict(writers.read_config(workdir)["config"])
+  made = job.prepare(config)
+  manager = checkpoint.open_manager(checkpoint.stage_dir(workdir, 0, made.stages[0].name))
+  state = checkpoint.restore(manager, made.templates[0], step)
+  manager.close()
+  import jax
+
+  return [np.asarray(x) for x in jax.tree.leaves(state)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """An uninterrupted run of 40 steps."""
+  workdir = tmp_path_factory.mktemp("run") / "a"
+  status, out, err = run(f"--workdir={workdir}", *SHORT)
+  assert status == 0, out + err
+  return workdir, out
+
+
+def test_workdir_holds_what_is_promised(finished):
+  workdir, out = finished
+  for name in ("config.json", "metrics.jsonl", "curves.png", "eval.json", "report.html"):
+    assert (workdir / name).stat().st_size > 0, name
+  assert list(workdir.glob("events.out*"))
+  assert {p.name for p in (workdir / "samples").glob("*.png")} >= {
+    "train_00000020.png",
+    "train_00000040.png",
+  }
+  assert (workdir / "samples/train.gif").exists()
+  steps = [int(p.name) for p in (workdir / "checkpoints/00-train").iterdir() if p.name.isdigit()]
+  assert 40 in steps and len(steps) == 3
+  records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [r["step"] for r in records] == [10, 20, 30, 40]
+  for key in ("stage", "seconds", "examples_per_second", "loss_d", "loss_g", "gradnorm_g"):
+    assert key in records[-1], key
+  assert all(b["seconds"] > a["seconds"] for a, b in zip(records, records[1:], strict=False))
+  protocol = json.loads((workdir / "eval.json").read_text())["protocol"]
+  assert (
+    protocol["num_samples"] == 16
+    and protocol["seed"] == 0
+    and "classifier" in protocol["feature_net"]
+  )
+  assert re.search(r"train 10/40 .*steps/s.*left", out)
+
+
+def test_killed_at_any_moment_and_resumed_is_bit_identical(finished, tmp_path):
+  """SIGKILL as soon as the first checkpoint stands, again a little later, then to the end."""
+  workdir = tmp_path / "b"
+  cmd = command(f"--workdir={workdir}", *SHORT)
+  folder = workdir / "checkpoints/00-train"
+  for wait in (0.0, 0.05):
+    process = start(cmd)
+    deadline = time.time() + 120
+    known = set(folder.glob("[0-9]*"))
+    while not set(folder.glob("[0-9]*")) - known and process.poll() is None:
+      assert time.time() < deadline
+      time.sleep(0.002)
+    time.sleep(wait)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  status, out, err = run(f"--workdir={workdir}", *SHORT)
+  assert status == 0, out + err
+  for a, b in zip(arrays(finished[0]), arrays(workdir), strict=True):
+    np.testing.assert_array_equal(a, b)
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [10, 20, 30, 40]
+
+
+def test_result_does_not_depend_on_steps_per_call(finished, tmp_path):
+  status, out, err = run(f"--workdir={tmp_path}", *SHORT, "--config.steps_per_call=1")
+  assert status == 0, out + err
+  for a, b in zip(arrays(finished[0]), arrays(tmp_path), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_first_and_says_how_to_resume(tmp_path, signum):
+  long = (
+    "--config.num_steps=1000000",
+    "--config.log_every=50",
+    "--config.checkpoint_every=1000000",
+  )
+  process = start(command(f"--workdir={tmp_path}", *long, "--config.sample_every=0"))
+  for line in process.stdout:
+    if "steps/s" in line:
+      break
+  process.send_signal(signum)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 128 + signum, out + err
+  step = int(re.search(r"saved at step (\d+); the same command resumes", out)[1])
+  assert (tmp_path / "checkpoints/00-train" / str(step)).is_dir()
+  assert "Traceback" not in err
+  status, out, err = run(f"--workdir={tmp_path}", *long[1:], f"--config.num_steps={step + 10}")
+  assert status == 0 and f"resumed at step {step}" in out, out + err
+
+
+def test_damaged_checkpoint_is_skipped(finished, tmp_path):
+  workdir = tmp_path / "c"
+  shutil.copytree(finished[0], workdir)
+  newest = workdir / "checkpoints/00-train/40"
+  files = sorted(newest.rglob("ocdbt.process_0/d/*"), key=lambda p: p.stat().st_size)
+  content = bytearray(files[-1].read_bytes())
+  content[len(content) // 2] ^= 0xFF
+  files[-1].write_bytes(content)
+  status, out, err = run(f"--workdir={workdir}", *SHORT)
+  assert status == 0, out + err
+  assert "resumed at step 30" in out and re.search(r"40.*skipped", err), out + err
+  for a, b in zip(arrays(finished[0]), arrays(workdir), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_eval_and_sample_need_only_the_workdir(finished, tmp_path):
+  workdir = tmp_path / "d"
+  shutil.copytree(finished[0], workdir)
+  before = json.loads((workdir / "eval.json").read_text())
+  (workdir / "eval.json").unlink()
+  for mode in (("--mode=eval",), ("--mode=sample", "--num_samples=20")):
+    cmd = [sys.executable, "main.py", f"--workdir={workdir}", *mode]
+    out, err = start(cmd).communicate(timeout=200)
+    assert "Traceback" not in err, err
+  again = json.loads((workdir / "eval.json").read_text())
+  assert again["metrics"] == before["metrics"]
+  drawn = np.load(workdir / "samples/train_00000040_drawn.npz")["image"]
+  assert drawn.shape == (20, 28, 28, 1)
+  assert (workdir / "samples/train_00000040_interpolation.png").exists()
+
+
+def test_inspect_needs_nothing_and_ends_in_json(tmp_path):
+  status, out, err = run("--mode=inspect", "--json", config="configs/gan.py:paper")
+  assert status == 0, err
+  facts = json.loads(out.splitlines()[-1])
+  assert facts["method"] == "gan"
+  assert facts["stages"][0]["params"] == {"g": 2_503_984, "d": 1_231_441}
+  assert facts["stages"][0]["outputs"] == {"image": [100, 28, 28, 1]}
+  assert facts["stages"][0]["flops_per_step"] > 1e9
+
+
+BAD = {
+  "config": (["--workdir={}"], "configs/nonsense.py", "nonsense"),
+  "variant": (["--workdir={}"], "configs/gan.py:nonsense", "no variant 'nonsense'"),
+  "key": (["--workdir={}", "--config.learning_rate=1"], "configs/gan.py:test", "learning_rate"),
+  "type": (["--workdir={}", "--config.batch_size=many"], "configs/gan.py:test", "batch_size"),
+  "flag": (["--workdir={}", "--mod=train"], "configs/gan.py:test", "mod"),
+  "mode": (["--workdir={}", "--mode=fly"], "configs/gan.py:test", "mode"),
+  "workdir": ([], "configs/gan.py:test", "--workdir"),
+  "unwritable": (["--workdir=/proc/nowhere"], "configs/gan.py:test", "/proc/nowhere"),
+  "data": (["--workdir={}", "--config.data.name=mnist10"], "configs/gan.py:test", "mnist10k"),
+  "source": (["--workdir={}", "--config.data.source=cloud"], "configs/gan.py:test", "embedded"),
+  "folder": (
+    ["--workdir={}", "--config.data.source=folder", "--config.data.dir=/nowhere"]
+    + ["--config.data.image_size=28", "--config.data.channels=1"],
+    "configs/gan.py:test",
+    "/nowhere",
+  ),
+  "batch": (
+    ["--workdir={}", "--config.batch_size=7", "--config.cpu_devices=2"],
+    "configs/gan.py:test",
+    "batch_size",
+  ),
+  "metric": (["--workdir={}", "--config.metrics=('nonsense',)"], "configs/gan.py:test", "nonsense"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_line(case, tmp_path):
+  flags, config, word = BAD[case]
+  status, out, err = run(*[f.format(tmp_path / "x") for f in flags], config=config)
+  assert status == 2, out + err
+  lines = [x for x in err.splitlines() if x.strip()]
+  assert len(lines) == 1 and lines[0].startswith("error: ") and word in lines[0], err
+
+
+def test_workdir_of_another_config_is_refused(finished):
+  before = sorted((p, p.stat().st_mtime_ns) for p in finished[0].rglob("*"))
+  status, out, err = run(f"--workdir={finished[0]}", *SHORT, "--config.lr=0.25")
+  assert status == 2 and "lr" in err and "0.25" in err and len(err.strip().splitlines()) == 1, err
+  assert before == sorted((p, p.stat().st_mtime_ns) for p in finished[0].rglob("*"))
+
+
+def test_divergence_stops_with_step_and_metric_and_keeps_the_checkpoint(tmp_path):
+  status, out, err = run(
+    f"--workdir={tmp_path}", *SHORT, "--config.model.loss=minimax", "--config.lr=1e38"
+  )
+  assert status == 1, out + err
+  assert re.search(r"error: (loss|gradnorm)_\w+ is not finite at step \d+", err), err
+  assert "Traceback" not in err
+
+
+def test_tensorflow_is_not_imported():
+  code = "import sys, gm.loop, gm.evaluation, gm.inspection; print('tensorflow' in sys.modules)"
+  out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert out.stdout.strip() == "False", out.stderr
+
+
+def test_readme_names_every_workdir_file():
+  text = pathlib.Path(ROOT / "README.md").read_text()
+  for name in ("metrics.jsonl", "curves.png", "eval.json", "report.html", "checkpoints/"):
+    assert name in text

@@ -1,0 +1,228 @@
+"""What every method promises; methods are found by listing gm/methods."""
+
+import functools
+import importlib
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from jax.experimental.key_reuse._core import check_key_reuse
+
+from gm import checkpoint, core, inspection, job, loop
+
+METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
+
+
+def config_of(name, variant="test"):
+  return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+class Run(NamedTuple):
+  """A test variant after two steps of each stage, on one device."""
+
+  job: job.Job
+  states: list  # per stage: [initial, after one step, after two]
+  metrics: list
+  batches: list
+
+
+@functools.cache
+def run(name):
+  config = config_of(name)
+  with config.unlocked():
+    config.num_devices = 1
+  made = job.prepare(config)
+  states, metrics, batches, prev = [], [], [], None
+  for i, stage in enumerate(made.stages):
+    source, key = job.load(made, i, "train"), made.keys[i]
+    batch = lambda k: jax.tree.map(jnp.asarray, source.decode(source.batch(k, made.sizes[i])))
+    states.append([jax.jit(stage.init)(key["init"], batch(0), prev)])
+    metrics.append([])
+    step = jax.jit(stage.step)
+    for k in range(min(2, stage.num_steps)):
+      state, found = step(states[-1][-1], batch(k), jax.random.fold_in(key["step"], k))
+      states[-1].append(state)
+      metrics[-1].append(found)
+    assert stage.num_steps == 0 or step._cache_size() == 1, f"{stage.name} compiled twice"
+    batches.append(batch(0))
+    prev = states[-1][-1]
+  return Run(made, states, metrics, batches)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_files(name):
+  for path in (f"configs/{name}.py", f"tests/methods/test_{name}.py"):
+    assert (ROOT / path).exists(), f"method {name} has no {path}"
+  assert re.search(rf"\b{name}\b", (ROOT / "README.md").read_text()), f"no README row for {name}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_docstring(name):
+  head = importlib.import_module(f"gm.methods.{name}").__doc__
+  for word in ("Idea:", "Objective", "Departures", "Run:"):
+    assert word in head, f"gm/methods/{name}.py: its docstring has no {word!r}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_config(name):
+  assert re.search(r"\d", importlib.import_module(f"configs.{name}").__doc__)
+  for variant in ("small", "paper", "test"):
+    config = config_of(name, variant)
+    assert config.method == name
+  with pytest.raises(ValueError, match="no variant 'nonsense'"):
+    config_of(name, "nonsense")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_variant_builds(name):
+  module = importlib.import_module(f"configs.{name}")
+  for variant in module.VARIANTS:
+    facts = inspection.describe(job.prepare(module.get_config(variant)))
+    for stage in facts["stages"]:
+      assert stage["outputs"] and all(n > 0 for n in stage["params"].values()), variant
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_is_a_fixed_point(name):
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+  for states in run(name).states:
+    for after in states[1:]:
+      assert jax.tree.structure(states[0]) == jax.tree.structure(after)
+      assert shapes(states[0]) == shapes(after)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_count_and_metrics_are_finite(name):
+  for states, metrics in zip(run(name).states, run(name).metrics, strict=True):
+    for k, found in enumerate(metrics):
+      assert int(states[k + 1].step) == k + 1
+      for metric, value in found.items():
+        assert value.shape == () and value.dtype == jnp.float32, metric
+        assert np.isfinite(value), metric
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_minimize_moves_the_players_it_names_and_no_other(name, monkeypatch):
+  """Spies on core.move: the named networks all change, whatever else is in params does not."""
+  done = run(name)
+  moved = []
+  true_move = core.move
+
+  def spy(state, tx, grads, *, slot=None):
+    after, found = true_move(state, tx, grads, slot=slot)
+    moved.append(set(grads))
+    for n in state.params:
+      same = all(
+        a is b
+        for a, b in zip(
+          jax.tree.leaves(state.params[n]), jax.tree.leaves(after.params[n]), strict=True
+        )
+      )
+      assert same == (n not in grads), n
+    return after, found
+
+  monkeypatch.setattr(core, "move", spy)
+  for i, stage in enumerate(done.job.stages):
+    if not stage.num_steps:
+      continue
+    moved.clear()
+    state, key = done.states[i][0], done.job.keys[i]["step"]
+    jax.eval_shape(lambda *args: stage.step(*args), state, done.batches[i], key)  # traced anew
+    named = set().union(*moved) if moved else set()
+    for n, before in state.params.items():
+      after = done.states[i][-1].params[n]
+      pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+      changed = any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
+      assert changed == (n in named), f"{n} of stage {stage.name}: named {sorted(named)}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_keys_are_used_once(name):
+  done = run(name)
+  for i, stage in enumerate(done.job.stages):
+    state, batch, key = done.states[i][0], done.batches[i], done.job.keys[i]["step"]
+    prev = done.states[i - 1][-1] if i else None
+    check_key_reuse(stage.init, key, batch, prev)
+    for function in (stage.step, stage.sample, stage.evaluate, stage.show):
+      check_key_reuse(function, state, batch, key)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sample_and_evaluate(name):
+  done = run(name)
+  for i, stage in enumerate(done.job.stages):
+    state, batch, key = done.states[i][-1], done.batches[i], done.job.keys[i]
+    out = jax.jit(stage.sample)(state, batch, key["sample"])
+    assert out, stage.name
+    for x in out.values():
+      assert x.shape[0] == done.job.sizes[i] and np.isfinite(x).all()
+    again = jax.jit(stage.sample)(state, batch, key["sample"])
+    jax.tree.map(np.testing.assert_array_equal, out, again)
+    for metric, value in jax.jit(stage.evaluate)(state, batch, key["evaluate"]).items():
+      assert value.shape == () and np.isfinite(value), metric
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_checkpoint_round_trip_is_exact(name, tmp_path):
+  done = run(name)
+  for i, states in enumerate(done.states):
+    manager = checkpoint.open_manager(tmp_path / str(i))
+    checkpoint.save(manager, states[-1])
+    manager.wait_until_finished()
+    back = checkpoint.restore(manager, done.job.templates[i])
+    manager.close()
+    jax.tree.map(np.testing.assert_array_equal, back, states[-1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resumed_run_is_the_same_bit_for_bit(name, tmp_path):
+  """Stops after every checkpoint of the first stage and starts again; then once without a stop."""
+
+  def last_state(folder, stops):
+    config = config_of(name)
+    with config.unlocked():
+      config.checkpoint_every, config.metrics, config.num_devices = 1, (), 1
+    for steps in stops:
+      with config.unlocked():
+        config.num_steps = steps
+      loop.train(config, str(folder))
+    made = job.prepare(config)
+    return job.restore(made, str(folder), len(made.stages) - 1)
+
+  num = config_of(name).num_steps
+  whole, parts = last_state(tmp_path / "a", [num]), last_state(tmp_path / "b", [1, num])
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_devices_do_what_one_does(name):
+  done, config = run(name), config_of(name)
+  with config.unlocked():
+    config.num_devices = 2
+  two = job.prepare(config)
+  assert two.mesh.size == 2
+  for i, stage in enumerate(two.stages):
+    if not stage.num_steps:
+      continue
+    source = job.load(two, i, "train")
+    call = loop.make_call(two, i, source)
+    placed = lambda tree: jax.tree.map(
+      lambda x, s: jax.device_put(np.array(x), s.sharding), tree, two.templates[i]
+    )
+    data_source, data = loop.on_device(source, two.mesh)
+    _, rows = loop.make_feed(two, i, data_source)
+    totals = loop.zero_totals(two, i)
+    state, totals, _ = call(
+      placed(done.states[i][0]), totals, data, rows(0, 1), two.keys[i]["step"], 1
+    )
+    for metric, value in done.metrics[i][0].items():
+      np.testing.assert_allclose(totals.sums[metric], value, rtol=2e-3, atol=2e-4, err_msg=metric)
+    for n, p in done.states[i][1].params.items():
+      for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(state.params[n]), strict=True):
+        # Adam's first step is lr times the gradient's sign, which rounding may flip where it is 0
+        far = np.abs(np.asarray(a) - np.asarray(b)) > 1e-4 + 1e-3 * np.abs(a)
+        assert far.mean() < 0.01, n

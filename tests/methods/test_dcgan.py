@@ -1,0 +1,176 @@
+"""DCGAN: sizes, initialisation, batch statistics, the shared forward pass, and that it learns."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gm import core, inspection, job, loop, losses, optim
+from gm.nets import dcgan
+
+
+def config_of(variant, **changes):
+  config = importlib.import_module("configs.dcgan").get_config(variant)
+  config.update_from_flattened_dict({"num_devices": 1, **changes})
+  return config
+
+
+def first_state(variant="test", n=8, **changes):
+  made = job.prepare(config_of(variant, **changes))
+  shape = made.infos[0].shape["image"]
+  batch = {"image": jnp.tanh(jax.random.normal(jax.random.key(3), (n, *shape)))}
+  return made.stages[0], made.stages[0].init(jax.random.key(0), batch, None), batch
+
+
+def test_paper_has_the_published_sizes():
+  (stage,) = inspection.describe(job.prepare(config_of("paper")))["stages"]
+  assert stage["params"] == {"g": 3_576_704, "d": 2_765_568}
+  assert stage["outputs"] == {"image": [128, 64, 64, 3]}
+
+
+def test_paper_starts_as_published():
+  made = job.prepare(config_of("paper"))
+  batch = {"image": jnp.zeros((2, 64, 64, 3))}
+  state = made.stages[0].init(jax.random.key(0), batch, None)
+  for path, p in jax.tree_util.tree_leaves_with_path(state.params):
+    name = jax.tree_util.keystr(path)
+    if p.ndim == 4:
+      assert p.size < 10_000 or 0.0195 < p.std() < 0.0205, name
+      assert abs(p.mean()) < 3 * 0.02 / np.sqrt(p.size), name
+    elif name.endswith("['scale']"):
+      np.testing.assert_allclose([p.mean(), p.std()], [1.0, 0.02], atol=0.01, err_msg=name)
+    else:  # the only other parameters are batch norm's biases
+      assert "Norm" in name and not p.any(), name
+
+
+def test_loss_at_the_start_is_log_4():
+  stage, state, batch = first_state("small", n=64)
+  _, found = jax.jit(stage.step)(state, batch, jax.random.key(1))
+  np.testing.assert_allclose(found["loss_d"], np.log(4), atol=0.15)
+
+
+def test_d_alone_separates_data_from_a_frozen_generator():
+  """100 steps of D against an untrained G bring its loss below 0.1."""
+  config = config_of("small", num_steps=100)
+  made = job.prepare(config)
+  source, true = job.load(made, 0, "train"), core.move
+  batch = lambda i: jax.tree.map(jnp.asarray, source.decode(source.batch(i, 64)))
+  state = made.stages[0].init(jax.random.key(0), batch(0), None)
+  frozen = lambda s, tx, grads, *, slot=None: true(s, tx, grads) if "d" in grads else (s, {})
+  core.move = frozen
+  try:
+    step = jax.jit(made.stages[0].step)
+    for i in range(100):
+      state, found = step(state, batch(i), jax.random.key(i))
+  finally:
+    core.move = true
+  assert found["loss_d"] < 0.1, found
+
+
+def test_one_forward_pass_gives_the_step_of_two():
+  """core.alternate against the same game written with two minimize calls."""
+  stage, state, batch = first_state()
+  shared, found = stage.step(state, batch, jax.random.key(1))
+  z = jax.random.normal(jax.random.key(1), (8, 4))  # as the step draws it
+  made = job.prepare(config_of("test"))
+  nets = _networks(made)
+
+  def d_loss(p, b):
+    fake, _ = core.apply(nets["g"], p["g"], state.stats["g"], b["z"])
+    real, stats = core.apply(nets["d"], p["d"], state.stats["d"], b["x"])
+    logits, stats = core.apply(nets["d"], p["d"], stats, jax.lax.stop_gradient(fake))
+    return losses.bce_d(real, logits), ({"d": stats}, {})
+
+  tx = {n: optim.adam(config_of("test").lr, b1=0.5) for n in ("g", "d")}
+  plain, found_d = core.minimize(state, tx["d"], d_loss, ["d"], {"x": batch["image"], "z": z})
+  g_state = plain
+
+  def g_loss(p, b):
+    fake, stats = core.apply(nets["g"], p["g"], g_state.stats["g"], b["z"])
+    logits, _ = core.apply(nets["d"], p["d"], g_state.stats["d"], fake)
+    return losses.nonsaturating_g(logits), ({"g": stats}, {})
+
+  plain, found_g = core.minimize(plain, tx["g"], g_loss, ["g"], {"z": z})
+  for k, v in {**found_d, **found_g}.items():
+    np.testing.assert_allclose(found[k], v, rtol=1e-4, err_msg=k)
+  for n in ("g", "d"):
+    mean = lambda s, n=n: jax.tree.leaves(s.opt[n][0].mu)
+    for a, b in zip(mean(shared), mean(plain), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-3)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), shared.stats, plain.stats
+  )
+
+
+def _networks(made):
+  m = made.config.model
+  shape = made.infos[0].shape["image"]
+  options = {"start": m.start, "kernel": m.kernel}
+  return {
+    "g": dcgan.Generator(shape, base=m.g_base, first=m.first, **options),
+    "d": dcgan.Discriminator(base=m.d_base, last=m.first, **options),
+  }
+
+
+def test_each_move_leaves_the_other_network_alone():
+  """The D loss has no gradient in G, because fakes are constants to it."""
+  stage, state, batch = first_state()
+  seen, true = {}, core.move
+
+  def spy(before, tx, grads, *, slot=None):
+    after, found = true(before, tx, grads, slot=slot)
+    for n in before.params:
+      if n not in grads:
+        jax.tree.map(np.testing.assert_array_equal, before.params[n], after.params[n])
+    seen.update({n: optax.global_norm(g) for n, g in grads.items()})
+    return after, found
+
+  core.move = spy
+  try:
+    stage.step(state, batch, jax.random.key(1))
+  finally:
+    core.move = true
+  assert set(seen) == {"g", "d"} and all(v > 0 for v in seen.values())
+
+
+def test_samples_depend_on_each_other_only_with_batch_statistics():
+  for mode, same in (("running", True), ("batch", False)):
+    stage, state, batch = first_state(**{"model.bn_mode": mode})
+    z_first = stage.sample(state, batch, jax.random.key(4))["image"]
+    nets = _networks(job.prepare(config_of("test")))
+    z = jax.random.normal(jax.random.key(4), (8, 4))
+    both = lambda z: core.apply(
+      nets["g"], state.ema["g"], state.ema["g_stats"], z, train=mode == "batch"
+    )[0]
+    np.testing.assert_allclose(both(z), z_first, atol=1e-5)
+    gap = np.abs(both(z)[:4] - both(z[:4])).max()
+    assert (gap < 1e-5) == same, (mode, gap)
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_small_learns_all_digits(tmp_path, seed):
+  config = config_of("small", seed=seed)
+  loop.train(config, str(tmp_path / "run"))
+  found = json.loads((tmp_path / "run/eval.json").read_text())["metrics"]
+  assert found["class_min_share"] >= 0.04, found
+
+
+@pytest.mark.learning
+def test_frechet_distance_falls_and_a_broken_game_does_not(tmp_path, monkeypatch):
+  """Below a fifth of the untrained generator's; not with G's loss of the wrong sign."""
+
+  def distance(name, steps):
+    config = config_of("small", num_steps=steps)
+    loop.train(config, str(tmp_path / name))
+    return json.loads((tmp_path / name / "eval.json").read_text())["metrics"]["frechet"]
+
+  untrained = distance("start", 1)
+  assert distance("trained", 2_500) < untrained / 5
+  true = losses.nonsaturating_g
+  monkeypatch.setattr(losses, "nonsaturating_g", lambda s: -true(s))
+  assert distance("broken", 2_500) > untrained / 5

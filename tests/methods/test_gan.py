@@ -1,0 +1,256 @@
+"""The first GAN: its optimum, its gradients, its failures, its sizes, and that it learns."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gm import core, diagnostics, inspection, job, loop, losses, optim
+from gm.metrics import coverage
+from gm.nets import mlp
+
+
+def config_of(variant, **changes):
+  config = importlib.import_module("configs.gan").get_config(variant)
+  config.update_from_flattened_dict({"num_devices": 1, **changes})
+  return config
+
+
+def train(config, workdir):
+  loop.train(config, str(workdir))
+  return json.loads((workdir / "eval.json").read_text())["metrics"]
+
+
+# ------------------------------------------------------------------------------------------ sizes
+
+
+def test_paper_has_the_published_sizes():
+  (stage,) = inspection.describe(job.prepare(config_of("paper")))["stages"]
+  assert stage["params"] == {"g": 2_503_984, "d": 1_231_441}
+
+
+def test_paper_starts_as_published():
+  made = job.prepare(config_of("paper"))
+  x = np.random.default_rng(0).uniform(-1, 1, (100, 28, 28, 1)).astype(np.float32)
+  state = made.stages[0].init(jax.random.key(0), {"image": jnp.asarray(x)}, None)
+  kernels = {n: [p for p in jax.tree.leaves(state.params[n]) if p.ndim == 2] for n in state.params}
+  for name, limit in (("g", 0.05), ("d", 0.005)):
+    for kernel in kernels[name]:
+      assert 0.99 * limit < np.abs(kernel).max() <= limit
+      np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.05)
+  bias = [p for p in jax.tree.leaves(state.params["g"]) if p.shape == (784,)][0]
+  np.testing.assert_allclose(jax.nn.sigmoid(bias), (x.mean(0).ravel() + 1) / 2, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------- optimum
+
+
+def test_optimal_discriminator_on_a_finite_support():
+  """Gradient descent on L_D finds D* = p/(p+q), and there the value is -log 4 + 2 JSD."""
+  p, q = jnp.array([0.4, 0.3, 0.2, 0.1]), jnp.array([0.1, 0.2, 0.3, 0.4])
+
+  def loss(s):  # expectations written out as sums over the support
+    return jnp.sum(p * jax.vmap(lambda s: losses.nonsaturating_g(s[None]))(s)) + jnp.sum(
+      q * jax.vmap(lambda s: -losses.minimax_g(s[None]))(s)
+    )
+
+  s, tx = jnp.zeros(4), optax.adam(0.05)
+  opt = tx.init(s)
+
+  @jax.jit
+  def move(s, opt):
+    updates, opt = tx.update(jax.grad(loss)(s), opt)
+    return optax.apply_updates(s, updates), opt
+
+  for _ in range(1500):
+    s, opt = move(s, opt)
+  np.testing.assert_allclose(jax.nn.sigmoid(s), p / (p + q), atol=1e-3)
+  mix = (p + q) / 2
+  jsd = 0.5 * jnp.sum(p * jnp.log(p / mix)) + 0.5 * jnp.sum(q * jnp.log(q / mix))
+  np.testing.assert_allclose(-loss(s), -np.log(4) + 2 * jsd, atol=1e-4)
+
+
+def test_value_at_equality_is_log_4():
+  zero = jnp.zeros(7)
+  np.testing.assert_allclose(losses.bce_d(zero, zero), np.log(4), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "m, value", [(1.0, -1.1634513968), (2.0, -0.7126327204), (4.0, -0.1208539736)]
+)
+def test_value_of_two_gaussians_at_the_closed_form_discriminator(m, value):
+  """D* of N(0, 1) against N(m, 1) has the logit m^2/2 - m x."""
+  kx, ky = jax.random.split(jax.random.key(0))
+  x, y = jax.random.normal(kx, (400_000,)), m + jax.random.normal(ky, (400_000,))
+  logit = lambda x: m**2 / 2 - m * x
+  np.testing.assert_allclose(-losses.bce_d(logit(x), logit(y)), value, atol=0.01)
+
+
+def test_mlp_discriminator_finds_the_optimum_in_one_dimension():
+  """N(1, 1) against N(-1, 1): sigmoid(D) = sigmoid(2 x)."""
+  d = mlp.Discriminator(widths=(64, 64), activation="tanh")
+  params, _ = core.build(d, jax.random.key(0), jnp.zeros((2, 1)))
+  tx = optim.adam(optim.cosine(3e-3, 3000))
+
+  @jax.jit
+  def train(params):
+    def body(i, carry):
+      params, opt = carry
+      noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), i), (2, 512, 1))
+      f = lambda p: losses.bce_d(
+        d.apply({"params": p}, 1 + noise[0]), d.apply({"params": p}, noise[1] - 1)
+      )
+      updates, opt = tx.update(jax.grad(f)(params), opt)
+      return optax.apply_updates(params, updates), opt
+
+    return jax.lax.fori_loop(0, 3000, body, (params, tx.init(params)))[0]
+
+  x = jnp.linspace(-3, 3, 61)[:, None]
+  found = jax.nn.sigmoid(d.apply({"params": train(params)}, x))
+  np.testing.assert_allclose(found, jax.nn.sigmoid(2 * x[:, 0]), atol=0.05)
+
+
+# -------------------------------------------------------------------------------------- gradients
+
+
+def test_each_loss_reaches_its_own_network_only():
+  """The D loss has no gradient in G's parameters, nor the G step any effect on D."""
+  made = job.prepare(config_of("test"))
+  seen = []
+  true = core.minimize
+
+  def spy(state, tx, loss_fn, names, batch, **kwargs):
+    full = jax.grad(lambda p: loss_fn(p, batch)[0])(state.params)
+    seen.append((tuple(names), full))
+    before = state.params
+    state, found = true(state, tx, loss_fn, names, batch, **kwargs)
+    for n in before:
+      if n not in names:
+        jax.tree.map(np.testing.assert_array_equal, before[n], state.params[n])
+    return state, found
+
+  x = {"image": jnp.ones((8, 28, 28, 1)), "label": jnp.zeros(8, jnp.int32)}
+  state = made.stages[0].init(jax.random.key(0), x, None)
+  core.minimize, step = spy, made.stages[0].step
+  try:
+    step(state, x, jax.random.key(1))
+  finally:
+    core.minimize = true
+  assert [names for names, _ in seen] == [("d",), ("g",)]
+  assert optax.global_norm(seen[0][1]["d"]) > 0 and optax.global_norm(seen[1][1]["g"]) > 0
+
+
+def test_minimax_gradient_vanishes_where_the_other_does_not():
+  """Real N(2, 1/16), G frozen at N(b, 1/16), b = -2: |dL/db| of both losses as D learns."""
+  d = mlp.Discriminator(widths=(64, 64), activation="tanh")
+  params, _ = core.build(d, jax.random.key(0), jnp.zeros((2, 1)))
+  tx, key = optim.adam(1e-3), jax.random.key(1)
+  apply = lambda p, x: d.apply({"params": p}, x)
+
+  @jax.jit
+  def train(params, opt, start, stop):
+    def body(i, carry):
+      params, opt = carry
+      noise = 0.25 * jax.random.normal(jax.random.fold_in(key, i), (2, 256, 1))
+      f = lambda p: losses.bce_d(apply(p, 2 + noise[0]), apply(p, noise[1] - 2))
+      updates, opt = tx.update(jax.grad(f)(params), opt)
+      return optax.apply_updates(params, updates), opt
+
+    return jax.lax.fori_loop(start, stop, body, (params, opt))
+
+  opt, done, ratios = tx.init(params), 0, {}
+  z = 0.25 * jax.random.normal(jax.random.key(2), (4096, 1))
+  for steps in (100, 500):
+    params, opt = train(params, opt, done, steps)
+    done = steps
+    grad = lambda loss: jax.grad(lambda b: loss(apply(params, b + z)))(-2.0)
+    minimax, other = abs(grad(losses.minimax_g)), abs(grad(losses.nonsaturating_g))
+    ratios[steps] = minimax / other
+    found = diagnostics.generator_gradients(lambda b: apply(params, z + b), jnp.full((1, 1), -2.0))
+    np.testing.assert_allclose(found["grad_ratio"], ratios[steps], rtol=1e-3)
+  assert minimax < 1e-2 and other > 1
+  assert 4.2e-4 / 2 < ratios[500] < 4.2e-4 * 2  # the reference run: 4.8e-3 and 4.2e-4
+  assert 4.8e-3 / 2 < ratios[100] < 4.8e-3 * 2
+
+
+def test_gradient_accumulation_is_exact():
+  """Without batch norm, 4 parts of the batch give the step of the whole one."""
+  batch = {
+    "image": jax.random.normal(jax.random.key(5), (8, 28, 28, 1)),
+    "label": jnp.zeros(8, jnp.int32),
+  }
+  states = []
+  for parts in (1, 4):
+    config = config_of(
+      "test", **{"model.g_norm": "none", "model.d_dropout": (0.0, 0.0), "accumulate": parts}
+    )
+    stage = job.prepare(config).stages[0]
+    state = stage.init(jax.random.key(0), batch, None)
+    states.append(stage.step(state, batch, jax.random.key(1)))
+  (a, found_a), (b, found_b) = states
+  for k in ("loss_d", "loss_g", "gradnorm_d", "gradnorm_g"):
+    np.testing.assert_allclose(found_a[k], found_b[k], rtol=1e-4)
+  np.testing.assert_allclose(
+    a.opt["d"][0].mu["Dense_0"]["kernel"], b.opt["d"][0].mu["Dense_0"]["kernel"], atol=1e-6
+  )
+
+
+def test_bfloat16_computes_and_keeps_float32_parameters():
+  made = job.prepare(config_of("test", compute_dtype="bfloat16"))
+  x = {"image": jnp.ones((8, 28, 28, 1)), "label": jnp.zeros(8, jnp.int32)}
+  state = made.stages[0].init(jax.random.key(0), x, None)
+  text = str(jax.make_jaxpr(made.stages[0].step)(state, x, jax.random.key(1)))
+  assert "bf16" in text
+  assert {p.dtype for p in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+
+
+# --------------------------------------------------------------------------------------- learning
+
+
+def test_ring_is_covered_and_broken_games_do_not_cover_it(tmp_path, monkeypatch):
+  """8 of 8 modes with 20 points each and 80 % of high quality; not with a wrong sign or a still D."""
+  quick = {"log_every": 500, "sample_every": 0, "checkpoint_every": 0}
+  healthy = lambda found: found["modes_20"] == 8 and found["high_quality"] >= 0.8
+  found = train(config_of("ring", **quick), tmp_path / "ok")
+  assert healthy(found), found
+  assert found["mode_kl"] < 0.15
+  still = train(config_of("ring", **quick, **{"model.d_lr": 0.0}), tmp_path / "still")
+  assert not healthy(still), still
+  true = losses.nonsaturating_g
+  monkeypatch.setattr(losses, "nonsaturating_g", lambda s: -true(s))
+  assert not healthy(train(config_of("ring", **quick), tmp_path / "sign"))
+
+
+def test_collapse_raises_the_alarm():
+  """The detector and the alarm, on points drawn at one mode and on exact ones."""
+  info = job.prepare(config_of("ring")).infos[0]
+  rng = np.random.default_rng(0)
+  centres = np.asarray(info.modes)
+  draw = lambda modes: (centres[modes] + info.mode_std * rng.standard_normal((2500, 2))).astype(
+    np.float32
+  )
+  found = {}
+  for name, modes in (("one", np.zeros(2500, int)), ("all", rng.integers(0, 8, 2500))):
+    found[name] = coverage.modes({"point": draw(modes)}, {}, info)
+  assert found["one"]["modes_20"] == 1 and found["all"]["modes_20"] == 8
+  np.testing.assert_allclose(found["one"]["mode_kl"], np.log(8), atol=1e-3)
+  alarm = lambda metrics: diagnostics.alarms([{"stage": "train", "step": 1, **metrics}], info)
+  assert [a.name for a in alarm(found["one"])] == ["mode_collapse"] and not alarm(found["all"])
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_small_learns_all_digits(tmp_path, seed):
+  found = train(config_of("small", seed=seed), tmp_path / "run")
+  assert found["class_min_share"] >= 0.04, found
+
+
+@pytest.mark.learning
+def test_small_with_a_wrong_sign_does_not_learn(tmp_path, monkeypatch):
+  true = losses.nonsaturating_g
+  monkeypatch.setattr(losses, "nonsaturating_g", lambda s: -true(s))
+  assert train(config_of("small"), tmp_path / "run")["class_min_share"] < 0.04

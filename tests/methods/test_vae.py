@@ -1,0 +1,205 @@
+"""VAE: the bound against exact likelihoods, its parts, sizes, and that it learns."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gm import inspection, job, loop, losses
+
+
+def config_of(variant, **changes):
+  config = importlib.import_module("configs.vae").get_config(variant)
+  config.update_from_flattened_dict({"num_devices": 1, **changes})
+  return config
+
+
+def train(config, workdir):
+  loop.train(config, str(workdir))
+  return json.loads((workdir / "eval.json").read_text())["metrics"]
+
+
+# ------------------------------------------------- the linear-Gaussian model, exactly, in float64
+
+W = np.array([[1, 0], [0.8, 0.5], [0, 1.2], [-0.6, 0.4], [0.3, -0.9]])
+MU, S2 = np.array([0.1, -0.2, 0.3, 0, 0.5]), 0.25
+X = np.array([1, 0, 0.5, -0.3, 0.2])
+LOG_PX = -4.279372658473659
+
+
+def posterior():
+  precision = W.T @ W / S2 + np.eye(2)
+  cov = np.linalg.inv(precision)
+  return cov @ W.T @ (X - MU) / S2, cov, precision
+
+
+def log_weight(z, mean, log_var):
+  """log p(x, z) - log q(z|x) through the project's own densities; z [..., 2]."""
+  log_px = losses.gaussian_log_prob(X, z @ W.T + MU, 0.5 * np.log(S2), event_ndim=1)
+  log_q = losses.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
+  return log_px + losses.standard_normal_log_prob(z, event_ndim=1) - log_q
+
+
+def elbo(mean, cov):
+  """Closed form for q = N(mean, cov); the expectation of the squared error written out."""
+  r = X - MU - W @ mean
+  likelihood = -0.5 * (5 * np.log(2 * np.pi * S2) + (r @ r + np.trace(W @ cov @ W.T)) / S2)
+  kl = 0.5 * (np.trace(cov) + mean @ mean - 2 - np.linalg.slogdet(cov)[1])
+  return likelihood - kl
+
+
+@pytest.fixture
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def test_density_of_the_fixture(float64):
+  """log p(x) = log p(x, z) - log p(z|x) for any z, with the exact posterior."""
+  mean, cov, _ = posterior()
+  np.testing.assert_allclose(mean, [0.50026, 0.18729], atol=5e-6)
+  rng = np.random.default_rng(0)
+  for z in rng.standard_normal((5, 2)):
+    joint = log_weight(z, np.zeros(2), np.zeros(2)) + losses.standard_normal_log_prob(
+      z, event_ndim=1
+    )
+    d = z - mean
+    log_post = -0.5 * (
+      2 * np.log(2 * np.pi) + np.linalg.slogdet(cov)[1] + d @ np.linalg.inv(cov) @ d
+    )
+    np.testing.assert_allclose(joint - log_post, LOG_PX, atol=1e-8)
+
+
+def test_bound_and_gap_of_the_fixture(float64):
+  mean, cov, precision = posterior()
+  best = np.diag(1 / np.diag(precision))
+  np.testing.assert_allclose(LOG_PX - elbo(mean, best), 0.000889268021604, atol=1e-8)
+  np.testing.assert_allclose(elbo(np.zeros(2), np.eye(2)), -12.768956763223638, atol=1e-8)
+  np.testing.assert_allclose(LOG_PX - elbo(mean, cov), 0, atol=1e-10)
+  # the project's rate and distortion give the same bound: a Monte Carlo mean of log weights
+  z = jax.random.normal(jax.random.key(0), (400_000, 2), jnp.float64)
+  w = log_weight(z, np.zeros(2), np.zeros(2))
+  np.testing.assert_allclose(w.mean(), -12.768956763223638, atol=4 * w.std() / np.sqrt(len(z)))
+
+
+def test_gap_is_the_divergence_for_any_q(float64):
+  mean, cov, precision = posterior()
+  rng = np.random.default_rng(1)
+  for _ in range(100):
+    m, v = rng.standard_normal(2), np.exp(rng.standard_normal(2))
+    d = m - mean
+    log_det = np.linalg.slogdet(cov)[1] - np.log(v).sum()
+    kl = 0.5 * (np.trace(precision @ np.diag(v)) + d @ precision @ d - 2 + log_det)
+    np.testing.assert_allclose(LOG_PX - elbo(m, np.diag(v)), kl, atol=1e-10)
+    np.testing.assert_allclose(
+      losses.kl_gaussian(m[None], np.log(v)[None])[0],
+      0.5 * (v.sum() + m @ m - 2 - np.log(v).sum()),
+      atol=1e-10,
+    )
+
+
+def test_importance_weighted_bound_rises_to_the_likelihood(float64):
+  mean, _, precision = posterior()
+  log_var = -np.log(np.diag(precision))
+
+  def bound(k, m, lv, repeats):
+    eps = jax.random.normal(jax.random.key(k), (repeats, k, 2), jnp.float64)
+    w = log_weight(m + jnp.exp(0.5 * lv) * eps, m, lv)
+    return losses.importance_weighted_bound(w, axis=1).mean()
+
+  rising = [bound(k, np.zeros(2), np.zeros(2), 20_000) for k in (1, 5, 20, 100)]
+  np.testing.assert_allclose(rising[1:], [-5.374, -4.447, -4.308], atol=0.03)
+  assert all(a < b for a, b in zip(rising, rising[1:], strict=False))
+  np.testing.assert_allclose(bound(1000, mean, log_var, 200), LOG_PX, atol=0.01)
+
+
+# ------------------------------------------------------------------------------- the method itself
+
+
+def test_paper_has_the_published_sizes():
+  (stage,) = inspection.describe(job.prepare(config_of("paper")))["stages"]
+  assert sum(stage["params"].values()) == 425_284
+  assert stage["num_steps"] == 3280 * 3000
+
+
+def test_loss_is_the_sum_of_its_parts_and_sums_over_pixels():
+  """At a decoder that says 1/2 everywhere the distortion is 784 log 2, whatever the data."""
+  made = job.prepare(config_of("test"))
+  batch = {"image": jnp.tanh(jax.random.normal(jax.random.key(0), (8, 28, 28, 1)))}
+  state = made.stages[0].init(jax.random.key(1), batch, None)
+  state = state.replace(
+    params={**state.params, "dec": jax.tree.map(jnp.zeros_like, state.params["dec"])}
+  )
+  _, found = made.stages[0].step(state, batch, jax.random.key(2))
+  np.testing.assert_allclose(found["distortion"], 784 * np.log(2), rtol=1e-6)
+  np.testing.assert_allclose(found["loss_enc+dec"], found["distortion"] + found["rate"], rtol=1e-6)
+  zero = jax.tree.map(jnp.zeros_like, state.params["enc"])
+  state = state.replace(params={**state.params, "enc": zero})
+  _, found = made.stages[0].step(state, batch, jax.random.key(2))
+  assert found["rate"] == 0.0  # q is the prior
+
+
+def test_rate_is_the_closed_form():
+  """With mean (1, -2) and std 0.7 in two latents: 1/2 (5 + 2 0.49 - 2 - 2 log 0.49)."""
+  made = job.prepare(config_of("test"))
+  batch = {"image": jnp.zeros((8, 28, 28, 1))}
+  state = made.stages[0].init(jax.random.key(1), batch, None)
+  enc = jax.tree.map(jnp.zeros_like, state.params["enc"])
+  last = sorted(enc)[-1]
+  enc[last]["bias"] = jnp.array([1.0, -2.0, *[2 * np.log(0.7)] * 2])
+  _, found = made.stages[0].step(
+    state.replace(params={**state.params, "enc": enc}), batch, jax.random.key(2)
+  )
+  exact = 0.5 * (5 + 2 * 0.49 - 2 - 2 * np.log(0.49))
+  np.testing.assert_allclose(found["rate"], exact, rtol=1e-5)
+
+
+def test_importance_weighting_is_no_worse_than_the_bound():
+  made = job.prepare(config_of("test", **{"model.eval_k": 64, "model.eval_chunk": 16}))
+  source = job.load(made, 0, "test", shuffle=False)
+  batch = jax.tree.map(jnp.asarray, source.decode(source.batch(0, 64)))
+  state = made.stages[0].init(jax.random.key(1), batch, None)
+  found = made.stages[0].evaluate(state, batch, jax.random.key(2))
+  assert found["nll"] < -found["elbo"]
+  np.testing.assert_allclose(-found["elbo"], found["distortion"] + found["rate"], rtol=1e-6)
+
+
+def test_gaussian_likelihood_keeps_its_constant():
+  """A decoder that is right to the pixel has distortion 784/2 log(2 pi std^2)."""
+  made = job.prepare(config_of("test", **{"model.likelihood": "gaussian", "model.std": 0.5}))
+  batch = {"image": jnp.full((8, 28, 28, 1), -1.0)}  # pixels of 0 in [0, 1]
+  state = made.stages[0].init(jax.random.key(1), batch, None)
+  dec = jax.tree.map(jnp.zeros_like, state.params["dec"])
+  _, found = made.stages[0].step(
+    state.replace(params={**state.params, "dec": dec}), batch, jax.random.key(2)
+  )
+  np.testing.assert_allclose(found["distortion"], 392 * np.log(2 * np.pi * 0.25), rtol=1e-5)
+
+
+def test_short_training_lowers_the_bound_and_a_wrong_sign_does_not(tmp_path, monkeypatch):
+  quick = {"num_steps": 1_000, "log_every": 500, "sample_every": 0, "checkpoint_every": 0}
+  quick |= {"model.eval_k": 50}
+  found = train(config_of("small", **quick), tmp_path / "ok")
+  learned = lambda found: found["nll"] < 125 and found["rate"] > 5
+  assert learned(found), found
+  true = losses.kl_gaussian
+  monkeypatch.setattr(
+    losses, "kl_gaussian", lambda *a, **k: true(*a, **k) / 784
+  )  # a mean for a sum
+  assert not learned(train(config_of("small", **quick), tmp_path / "mean"))
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_mnist_reaches_90_nats(tmp_path, seed):
+  found = train(config_of("mnist", seed=seed), tmp_path / "run")
+  assert 80.0 < found["nll"] <= 90.0, found
+
+
+@pytest.mark.learning
+def test_small_reaches_its_number(tmp_path):
+  found = train(config_of("small"), tmp_path / "run")
+  assert 85.0 < found["nll"] < 104.0, found

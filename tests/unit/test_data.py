@@ -1,0 +1,287 @@
+"""Built-in sets, orders and point laws; user's own images are in test_data_images.py."""
+
+import hashlib
+import importlib
+
+import ml_collections
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from gm.core import Info, batch_shapes
+from gm.data import embedded, images, installed, memory, points
+
+
+def config(**keys):
+  return ml_collections.ConfigDict({"dir": "", "image_size": 0, "channels": 0, **keys})
+
+
+# ---- order
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10, 23])  # within an epoch, across, several at once
+def test_every_epoch_is_a_permutation(size):
+  indices = memory.order(10, seed=3)
+  stream = np.concatenate([indices(i, size) for i in range(70)])
+  epochs = stream[: len(stream) // 10 * 10].reshape(-1, 10)
+  assert (np.sort(epochs, 1) == np.arange(10)).all()
+  assert len({tuple(e) for e in epochs[:7]}) == 7  # each epoch in its own order
+
+
+def test_order_does_not_depend_on_batch_size():
+  a, b = memory.order(11, seed=1), memory.order(11, seed=1)
+  left = np.concatenate([a(i, 4) for i in range(12)])
+  right = np.concatenate([b(i, 6) for i in range(8)])
+  np.testing.assert_array_equal(left, right)
+
+
+def test_batch_is_a_pure_function_of_seed_and_i():
+  indices = memory.order(100, seed=5)
+  first = {i: indices(i, 8).copy() for i in range(60)}  # evicts the cached epochs
+  for i in (59, 3, 31, 0, 59):
+    np.testing.assert_array_equal(indices(i, 8), first[i])
+    np.testing.assert_array_equal(memory.order(100, seed=5)(i, 8), first[i])
+  assert any((memory.order(100, seed=6)(i, 8) != first[i]).any() for i in range(3))
+  np.testing.assert_array_equal(indices(np.int32(2**30), 8), indices(2**30, 8))  # no overflow
+
+
+def test_handed_out_order_cannot_be_spoiled():
+  indices = memory.order(10, seed=0)
+  with pytest.raises(ValueError, match="read-only"):
+    indices(0, 4)[:] = 0
+
+
+def test_unshuffled_is_sequential_and_wraps():
+  indices = memory.order(5, shuffle=False)
+  assert np.concatenate([indices(i, 3) for i in range(4)]).tolist() == [
+    *(0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1)
+  ]
+  assert indices(0, 3).dtype == np.int32
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_parts_tile_the_global_batch(shuffle):
+  whole = memory.order(10, seed=2, shuffle=shuffle)
+  parts = [memory.order(10, seed=2, shuffle=shuffle, part=(p, 3)) for p in range(3)]
+  for i in range(8):
+    for p, part in enumerate(parts):
+      np.testing.assert_array_equal(part(i, 12), whole(i, 12)[p::3])
+
+
+def test_order_refuses_what_it_cannot_do():
+  with pytest.raises(ValueError, match=r"batch of 10 .* 3 processes.*--config\.batch_size"):
+    memory.order(10, part=(0, 3))(0, 10)
+  with pytest.raises(ValueError, match="part"):
+    memory.order(10, part=(3, 3))
+  with pytest.raises(ValueError, match=r"--config\.seed"):
+    memory.order(10, seed=-1)
+  with pytest.raises(ValueError, match="empty"):
+    memory.order(0)
+  with pytest.raises(ValueError, match="batch -1"):
+    memory.order(10)(-1, 2)
+  with pytest.raises(ValueError, match="one length"):
+    memory.from_arrays(Info({}), {"a": np.zeros(3), "b": np.zeros(4)}, dict)
+
+
+def test_batch_gathers_the_rows_of_indices():
+  arrays = {"x": np.arange(20) * 2, "y": np.arange(40).reshape(20, 2)}
+  source = memory.from_arrays(Info({}), arrays, dict, seed=4, part=(1, 2))
+  rows = source.indices(3, 8)
+  assert rows.shape == (4,)
+  for name, leaf in source.batch(3, 8).items():
+    np.testing.assert_array_equal(leaf, arrays[name][rows])
+
+
+# ---- every built-in set
+
+SETS = [
+  *(("points", {"name": n}) for n in points.NAMES),
+  ("embedded", {"name": "mnist10k"}),
+  ("embedded", {"name": "mnist10k", "image_size": (32, 14), "channels": 3}),
+  ("installed", {"name": "digits"}),
+  ("installed", {"name": "digits", "image_size": 16}),
+]
+
+
+@pytest.mark.parametrize("source, keys", SETS)
+def test_decoded_batch_is_what_info_says(source, keys):
+  module, cfg = importlib.import_module(f"gm.data.{source}"), config(**keys)
+  loaded = module.load(cfg, "test", seed=1)
+  assert loaded.info == module.info(cfg)
+  batch = loaded.decode(loaded.batch(2, 6))
+  for name, want in batch_shapes(loaded.info, 6).items():
+    assert (batch[name].shape, batch[name].dtype) == (want.shape, want.dtype)
+  assert set(batch) == set(loaded.info.shape)
+  assert loaded.num_examples == len(next(iter(loaded.arrays.values())))
+  if "label" in batch:
+    labels = loaded.decode(loaded.arrays)["label"]
+    assert set(np.unique(labels)) == set(range(loaded.info.num_classes))
+  if "image" in batch:
+    image = np.asarray(loaded.decode(loaded.arrays)["image"])
+    assert image.min() == -1
+    assert keys.get("image_size") == (32, 14) or image.max() == 1
+
+
+@pytest.mark.parametrize("source, keys", [s for s in SETS if s[1]["name"] != "gaussian1d"])
+def test_train_and_test_share_no_row(source, keys):
+  module, cfg = importlib.import_module(f"gm.data.{source}"), config(**keys)
+  rows = []
+  for split in memory.SPLITS:
+    a = module.load(cfg, split).arrays
+    rows.append({r.tobytes() for r in a.get("image", a.get("point"))})  # f32 scalars would collide
+  assert rows[0] and rows[1] and not rows[0] & rows[1]
+
+
+@pytest.mark.parametrize("source, keys", [SETS[0], SETS[6], SETS[8]])
+def test_unknown_names_and_splits(source, keys):
+  module = importlib.import_module(f"gm.data.{source}")
+  with pytest.raises(ValueError, match=r"'mnits'.*--config\.data\.name.*" + keys["name"]):
+    module.info(config(name="mnits"))
+  with pytest.raises(ValueError, match=r"'valid'.*\['test', 'train'\]"):
+    module.load(config(**keys), "valid")
+
+
+# ---- embedded and installed
+
+
+def test_mnist10k_is_the_first_part_of_mnist():
+  train, test = (embedded.load(config(name="mnist10k"), s).arrays for s in memory.SPLITS)
+  assert (len(train["image"]), len(test["image"])) == (9_000, 1_000)
+  counts = np.bincount(np.concatenate([train["label"], test["label"]]))
+  assert counts.tolist() == [1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978]
+  assert np.abs(np.bincount(test["label"]) - counts / 10).max() < 1  # stratified
+  image = np.concatenate([train["image"], test["image"]])
+  label = np.concatenate([train["label"], test["label"]])
+  digest = hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()
+  assert digest == "6c335ebc033a4aa9bd30a861fa379cb94eca6922626f109590ffa95effdd2f2a"
+  assert abs(image.mean() / 255 - 0.1307) < 0.001  # MNIST's published mean
+
+
+def test_digits_are_in_file_order():
+  source = installed.load(config(name="digits"), "test", shuffle=False)
+  raw = datasets.load_digits()
+  batch = source.decode(source.batch(0, 5))
+  np.testing.assert_array_equal(batch["image"][..., 0], raw.images[1500:1505] / 8 - 1)
+  np.testing.assert_array_equal(batch["label"], raw.target[1500:1505])
+
+
+# ---- sizes
+
+
+def test_larger_is_padded_and_smaller_is_averaged():
+  x = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1) * 7
+  padded = images.fit(x, 7, 6)
+  np.testing.assert_array_equal(padded[:, 1:5, 1:5], x)
+  assert padded.sum(dtype=int) == x.sum(dtype=int)
+  halves = x.reshape(2, 2, 2, 2, 2, 1).mean((2, 4))
+  np.testing.assert_array_equal(images.fit(x, 2, 2), np.rint(halves))
+  mixed = images.fit(x, 6, 2)  # one axis longer, one shorter
+  np.testing.assert_array_equal(mixed[:, 1:5], np.rint(x.reshape(2, 4, 2, 2, 1).mean(3)))
+
+
+def test_area_matrix_keeps_the_mean():
+  for n, m in [(28, 14), (28, 20), (7, 3), (5, 5)]:
+    a = images.area_matrix(n, m)
+    np.testing.assert_allclose(a.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(a.sum(0), m / n, atol=1e-6)
+  np.testing.assert_array_equal(images.area_matrix(5, 5), np.eye(5))
+
+
+@pytest.mark.parametrize("bad", [-1, (28,), (0, 28), "28x28", 2.5])
+def test_image_size_errors_name_the_flag(bad):
+  with pytest.raises(ValueError, match=r"--config\.data\.image_size"):
+    embedded.info({"name": "mnist10k", "image_size": bad})
+  with pytest.raises(ValueError, match=r"--config\.data\.channels to one of \[0, 1, 3\]"):
+    embedded.info({"name": "mnist10k", "channels": 4})
+
+
+# ---- point laws
+
+
+def grid(low, high, n):
+  step = (high - low) / n
+  line = low + step * (np.arange(n) + 0.5)
+  return np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2), step
+
+
+LAWS = [
+  ("ring", {"std": 0.15}, 3.0, 160),
+  ("ring", {"std": 0.1, "num_modes": 3, "radius": 1.0, "scale": 1.5}, 3.0, 160),
+  ("grid", {"std": 0.2}, 5.5, 200),
+  ("moons", {"std": 0.1}, 3.0, 150),
+  ("spiral", {"std": 0.2}, 5.0, 150),
+  ("spiral", {"std": 0.2, "scale": 0.5}, 2.5, 150),
+  ("checkerboard", {}, 4.0, 160),
+  ("checkerboard", {"scale": 0.25}, 1.0, 160),
+]
+
+
+@pytest.mark.parametrize("name, keys, reach, n", LAWS)
+def test_density_integrates_to_one_and_matches_the_samples(name, keys, reach, n):
+  cfg = config(name=name, **keys)
+  x, step = grid(-reach, reach, n)
+  mass = np.exp(points.log_density(name, x, cfg)) * step**2
+  assert abs(mass.sum() - 1) < 1e-4
+  # 10 x 10 coarse cells: the counts of 20,000 samples are multinomial with these probabilities
+  coarse = mass.reshape(10, n // 10, 10, n // 10).sum((1, 3)).ravel()
+  points_drawn = points.sample(np.random.default_rng(0), 20_000, cfg)["point"]
+  cell = np.floor((points_drawn + reach) / (2 * reach / 10)).astype(int)
+  assert ((cell >= 0) & (cell < 10)).all()
+  counts = np.bincount(cell[:, 0] * 10 + cell[:, 1], minlength=100)
+  filled = coarse > 5e-4
+  want = 20_000 * coarse[filled]
+  chi2 = ((counts[filled] - want) ** 2 / want).sum()
+  degrees = filled.sum() - 1
+  assert chi2 < degrees + 5 * np.sqrt(2 * degrees)
+  assert counts[~filled].sum() < 20_000 * (coarse[~filled].sum() + 0.005)
+
+
+def test_gaussian1d_is_the_closed_form():
+  cfg = config(name="gaussian1d", mean=1.0, std=2.0, scale=3.0)  # N(3, 36)
+  x = np.linspace(-20, 25, 9)[:, None]
+  want = -((x[:, 0] - 3) ** 2) / 72 - np.log(6) - 0.5 * np.log(2 * np.pi)
+  np.testing.assert_allclose(points.log_density("gaussian1d", x, cfg), want, rtol=1e-12)
+  drawn = points.load(cfg, "train").arrays["point"]
+  assert abs(drawn.mean() - 3) < 5 * 6 / np.sqrt(1e5)
+  assert abs(drawn.std() - 6) < 5 * 6 / np.sqrt(2e5)
+  assert points.info(cfg) == Info({"point": (1,)}, modes=((3.0,),), mode_std=6.0)
+
+
+def test_quadrature_is_converged():
+  rng = np.random.default_rng(0)
+  for name in ("moons", "spiral"):  # a fine Riemann sum over the curve, 40,000 nodes a branch
+    curve, std = points._CURVES[name], points._CURVES[name].std
+    x = points.sample(rng, 40, {"name": name})["point"]
+    v = (np.arange(40_000) + 0.5) / 40_000
+    weight = curve.power * v ** (curve.power - 1) / 80_000
+    p = sum(
+      np.exp(-(((x[:, None] - curve.centre(np.full(len(v), b), v)) / std) ** 2).sum(-1) / 2)
+      @ weight
+      for b in (0, 1)
+    ) / (2 * np.pi * std**2)
+    np.testing.assert_allclose(points.log_density(name, x, {"name": name}), np.log(p), atol=1e-6)
+
+
+def test_labels_are_the_modes():
+  for name, count in (("ring", 8), ("grid", 25)):
+    cfg = config(name=name, scale=0.5)
+    arrays, facts = points.load(cfg, "test").arrays, points.info(cfg)
+    assert len(facts.modes) == facts.num_classes == count
+    residual = arrays["point"] - np.array(facts.modes)[arrays["label"]]
+    assert abs(residual.std() / facts.mode_std - 1) < 0.03
+    assert np.abs(residual.mean(0)).max() < 5 * facts.mode_std / 100
+  angle = np.arctan2(*np.array(points.info(config(name="ring")).modes).T[::-1])
+  np.testing.assert_allclose(angle % (2 * np.pi), np.arange(8) * np.pi / 4, atol=1e-12)
+
+
+def test_point_keys_are_checked():
+  for key in ("std", "radius", "scale", "num_modes"):
+    with pytest.raises(ValueError, match=rf"--config\.data\.{key}"):
+      points.info(config(name="ring", **{key: 0}))
+
+
+def test_fixed_draw_ignores_the_seed():
+  a = points.load(config(name="ring"), "train", seed=0)
+  b = points.load(config(name="ring"), "train", seed=1)
+  np.testing.assert_array_equal(a.arrays["point"], b.arrays["point"])
+  assert (a.batch(0, 8)["point"] != b.batch(0, 8)["point"]).any()

@@ -1,0 +1,104 @@
+"""The rules that keep the tree what it is."""
+
+import ast
+import pathlib
+import re
+
+from conftest import ROOT
+
+FILES = sorted((ROOT / "gm").rglob("*.py"))
+ALLOWED = {  # who may import what of gm
+  "core": set(),
+  "methods": {
+    *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
+    *("diagnostics", "pictures"),
+  },
+  "nets": {"nn"},
+  "nn": set(),
+  "losses": set(),
+  "regularizers": set(),
+  "augment": set(),
+  "optim": set(),
+  "pictures": set(),
+  "diagnostics": set(),
+  "probability": set(),
+  "data": {"core", "data"},
+  "metrics": {"nets", "nn", "core", "metrics", "weights"},
+}
+
+
+def imports(path):
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {a.name for a in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+  return found
+
+
+def test_modules_import_only_what_they_may():
+  for path in FILES:
+    part = path.relative_to(ROOT / "gm").parts[0].removesuffix(".py")
+    if part not in ALLOWED:
+      continue
+    inside = {m.split(".")[1] for m in imports(path) if m.startswith("gm.")}
+    assert inside <= ALLOWED[part], f"{path}: imports {inside - ALLOWED[part]}"
+
+
+def test_methods_do_not_import_each_other():
+  for path in (ROOT / "gm/methods").glob("*.py"):
+    assert not any(m.startswith("gm.methods") for m in imports(path)), path
+
+
+def test_configs_import_no_gm_and_no_jax():
+  for path in (ROOT / "configs").glob("*.py"):
+    assert not any(re.match(r"(gm|jax|flax)\b", m) for m in imports(path)), path
+
+
+def test_no_tensorflow_and_no_torch():
+  for path in [*FILES, ROOT / "main.py"]:
+    found = {m.split(".")[0] for m in imports(path)}
+    assert not found & {"tensorflow", "torch", "clu"}, path
+
+
+def test_data_needs_no_flax():
+  for path in (ROOT / "gm/data").glob("*.py"):
+    assert "flax" not in {m.split(".")[0] for m in imports(path)}, path
+
+
+def test_networks_use_the_layers_of_nn():
+  for folder in ("nets", "methods"):
+    for path in (ROOT / "gm" / folder).glob("*.py"):
+      assert not re.search(r"\bnn\.Conv(Transpose)?\(", path.read_text()), path
+
+
+def test_init_files_are_empty():
+  assert not any(p.read_text() for p in (ROOT / "gm").rglob("__init__.py"))
+
+
+def test_every_config_key_is_read():
+  """Keys of the common config are read in gm/, those of `model` in the method that has them."""
+  import importlib
+
+  text = "\n".join(p.read_text() for p in FILES)
+  for path in (ROOT / "configs").glob("*.py"):
+    if path.stem in ("__init__", "common"):
+      continue
+    module = importlib.import_module(f"configs.{path.stem}")
+    method = (ROOT / f"gm/methods/{path.stem}.py").read_text()
+    for variant in module.VARIANTS:
+      config = module.get_config(variant)
+      for key in config.model:
+        assert re.search(rf"\b(m|model)\.{key}\b", method), f"{path.stem}: model.{key} is not read"
+      for key in set(config) - {"model", "data"}:
+        assert re.search(rf"config\.{key}\b", text), f"{path.stem}: {key} is not read"
+      for key in config.data:
+        assert re.search(rf"\b{key}\b", text), f"{path.stem}: data.{key} is not read"
+
+
+def test_no_file_names_a_machine():
+  here = re.compile(r"(?<![\w.])/(home|root|Users|work)/\w")
+  paths = [*FILES, *pathlib.Path(ROOT).glob("*.md"), *(ROOT / "configs").glob("*.py")]
+  for path in paths:
+    assert not here.search(path.read_text()), path
