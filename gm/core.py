@@ -118,7 +118,8 @@ def build(module: Any, key: jax.Array, *args: Any, **kwargs: Any) -> tuple[dict,
   """Returns (params, stats) of a network; stats holds every other collection it has.
 
   >>> from flax import linen as nn
-  >>> params, stats = build(nn.BatchNorm(use_running_average=True), jax.random.key(0), jnp.ones((4, 3)))
+  >>> norm = nn.BatchNorm(use_running_average=True)
+  >>> params, stats = build(norm, jax.random.key(0), jnp.ones((4, 3)))
   >>> sorted(params), sorted(stats)
   (['bias', 'scale'], ['batch_stats'])
   """

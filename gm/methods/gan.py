@@ -88,13 +88,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     x, n = batch[data], len(batch[data])
 
     def d_loss(p, b):  # moves d only; G is a constant here
-      real = D(p["d"], b["x"], jax.random.fold_in(k_drop, 0))
-      fake = D(p["d"], G(p["g"], state.stats["g"], b["z"])[0], jax.random.fold_in(k_drop, 1))
+      fake, _ = G(p["g"], state.stats["g"], b["z"])
+      both = D(p["d"], jnp.concatenate([b["x"], fake]), jax.random.fold_in(k_drop, 0))
+      real, fake = jnp.split(both, 2)  # D has no batch statistics, so one pass is two
       return losses.bce_d(real, fake), ({}, diagnostics.discriminator_stats(real, fake))
 
     def g_loss(p, b):  # moves g only, against the D that has just moved
       fake, stats = G(p["g"], state.stats["g"], b["z"])
-      return g_criterion(D(p["d"], fake, jax.random.fold_in(k_drop, 2))), ({"g": stats}, {})
+      return g_criterion(D(p["d"], fake, jax.random.fold_in(k_drop, 1))), ({"g": stats}, {})
 
     k = config.accumulate
     state, found = core.minimize(

@@ -9,6 +9,8 @@
 | WGAN-GP 28 px | base=64, kernel=5, first="dense", + | base=64, kernel=5, last="dense", + |
 | 28 px | start=7 | start=7 |
 
+OPTIONS: norm="none", use_bias=True, crop=True.
+
 +: norm="none", use_bias=True, crop=True.
 
 Sizes: the smallest map has `start` pixels on its short side and every layer doubles (G) or halves

@@ -15,10 +15,10 @@ Each is linear in both arguments, so the derivative of each is made of the other
 The set is closed: a gradient penalty, R1 or a path length never leaves it. Why not plain autodiff:
 it writes T and W as convolutions with dilation, reversal and permuted dimensions. XLA's CPU
 compiler turns permuted dimensions into its fast form in the outermost computation only; inside a
-loop (`lax.fori_loop`, `lax.scan`) they run on a naive path that is tens of times slower. On a CPU
-every convolution emitted here is already in the fast form, and W is matrix products. On TPU and GPU
-the plain XLA form is right and plain autodiff is used; the backend decides when a function is
-traced.
+loop (`lax.fori_loop`, `lax.scan`) they run on a naive path that is up to 30 times slower. On a CPU
+every convolution emitted here is already in the fast form, and W is mostly matrix products. On TPU
+and GPU the plain XLA form is right and plain autodiff is used; the backend decides when a function
+is traced.
 
 No forward mode on a CPU (`jax.jvp`, `jax.jacfwd`, `jax.hessian`): a `custom_vjp` has none; use
 reverse over reverse.
@@ -40,9 +40,9 @@ from jax import lax
 Padding = str | int | Sequence[tuple[int, int]]
 Pair = tuple[int, int]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-FEW_CHANNELS = (
-  4  # up to here T by products and shifted sums beats the sub-pixel form, 1.6 to 3.5 times
-)
+# T by products and shifted sums beats the sub-pixel form up to these (measured, 2 cores with AVX2).
+FEW_CHANNELS = 4  # 1.6 to 3.5 times
+FEW_PIXELS = 64  # 1.1 to 1.3 times
 
 _form = contextvars.ContextVar("conv_form", default="auto")
 
@@ -99,6 +99,11 @@ class Geometry(NamedTuple):
     return tuple(
       (p[0], s * g - n - p[0]) for n, s, p, g in zip(self.size, self.strides, self.pads, self.grid)
     )
+
+  @property
+  def is_exact(self) -> bool:
+    """Whether the kernel is a whole number of strides (4 by 2 is, 5 by 2 is not)."""
+    return all(k % s == 0 for k, s in zip(self.kernel, self.strides))
 
   @property
   def is_matmul(self) -> bool:
@@ -177,7 +182,8 @@ def _t(g: Geometry, y: jax.Array, w: jax.Array) -> jax.Array:
     pads = [(k - 1 - p[0], n - m + p[0]) for n, k, p, m in zip(g.size, g.kernel, g.pads, g.out)]
     return lax.conv_general_dilated(y, _turned(w), (1, 1), pads, dimension_numbers=LAYOUT)
   blocks = _kernel_to_blocks(w, g)
-  if w.shape[2] <= FEW_CHANNELS:
+  few = w.shape[2] <= FEW_CHANNELS or g.out[0] * g.out[1] <= FEW_PIXELS
+  if few or not g.is_exact:
     return _from_blocks(_scatter(y, blocks), g)
   # Sub-pixel form: one convolution of the small map makes all s x s pixels of a block at once.
   pads = [(b - 1, b - 1) for b in g.blocks]
@@ -189,6 +195,17 @@ def _t(g: Geometry, y: jax.Array, w: jax.Array) -> jax.Array:
 def _w(g: Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
   if g.is_matmul:
     return (x.reshape(x.shape[0], -1).T @ y.reshape(y.shape[0], -1)).reshape(*x.shape[1:], -1)
+  if not g.is_exact:
+    # Blocks would waste products on padding: a kernel as large as y, dilated, in the fast layout.
+    pads = [
+      (p[0], (m - 1) * s + k - n - p[0])
+      for n, k, s, p, m in zip(g.size, g.kernel, g.strides, g.pads, g.out)
+    ]
+    x, y = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
+    w = lax.conv_general_dilated(
+      x, y, (1, 1), pads, rhs_dilation=g.strides, dimension_numbers=LAYOUT
+    )
+    return w.transpose(1, 2, 0, 3)
   # A matrix product for each block of the kernel, contracting batch and space.
   (p, q), (bh, bw) = g.out, g.blocks
   x, y = _to_blocks(x, g), y.reshape(-1, y.shape[-1])
@@ -351,7 +368,7 @@ def _apply(module: Any, function: Callable, x: jax.Array) -> jax.Array:
 
 
 class Conv(nn.Module):
-  """`conv` with parameters: [..., H, W, I] -> [..., P, Q, features]; kernel [kh, kw, I, features]."""
+  """`conv` with parameters: [..., H, W, I] -> [..., P, Q, F]; kernel [kh, kw, I, F]."""
 
   features: int
   kernel_size: int | Pair = 3

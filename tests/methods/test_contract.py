@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from jax.experimental.key_reuse._core import check_key_reuse
 
-from gm import checkpoint, core, inspection, job, loop
+from gm import checkpoint, core, evaluation, inspection, job, loop
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
 
@@ -147,8 +147,10 @@ def test_keys_are_used_once(name):
     state, batch, key = done.states[i][0], done.batches[i], done.job.keys[i]["step"]
     prev = done.states[i - 1][-1] if i else None
     check_key_reuse(stage.init, key, batch, prev)
-    for function in (stage.step, stage.sample, stage.evaluate, stage.show):
+    for function in (stage.step, stage.sample, stage.evaluate):
       check_key_reuse(function, state, batch, key)
+    tiles = jax.tree.map(lambda x: jnp.resize(x, (evaluation.NUM_TILES, *x.shape[1:])), batch)
+    check_key_reuse(stage.show, state, tiles, key)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -42,7 +42,7 @@ def test_paper_starts_as_published():
     for kernel in kernels[name]:
       assert 0.99 * limit < np.abs(kernel).max() <= limit
       np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.05)
-  bias = [p for p in jax.tree.leaves(state.params["g"]) if p.shape == (784,)][0]
+  bias = next(p for p in jax.tree.leaves(state.params["g"]) if p.shape == (784,))
   np.testing.assert_allclose(jax.nn.sigmoid(bias), (x.mean(0).ravel() + 1) / 2, atol=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_bfloat16_computes_and_keeps_float32_parameters():
 
 
 def test_ring_is_covered_and_broken_games_do_not_cover_it(tmp_path, monkeypatch):
-  """8 of 8 modes with 20 points each and 80 % of high quality; not with a wrong sign or a still D."""
+  """All 8 modes, 80 % of high quality; neither with a wrong sign nor with a still D."""
   quick = {"log_every": 500, "sample_every": 0, "checkpoint_every": 0}
   healthy = lambda found: found["modes_20"] == 8 and found["high_quality"] >= 0.8
   found = train(config_of("ring", **quick), tmp_path / "ok")

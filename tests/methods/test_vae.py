@@ -1,6 +1,7 @@
 """VAE: the bound against exact likelihoods, its parts, sizes, and that it learns."""
 
 import importlib
+import itertools
 import json
 
 import jax
@@ -37,7 +38,7 @@ def posterior():
 
 
 def log_weight(z, mean, log_var):
-  """log p(x, z) - log q(z|x) through the project's own densities; z [..., 2]."""
+  """Weight log p(x, z) - log q(z|x) through the project's own densities; z [..., 2]."""
   log_px = losses.gaussian_log_prob(X, z @ W.T + MU, 0.5 * np.log(S2), event_ndim=1)
   log_q = losses.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
   return log_px + losses.standard_normal_log_prob(z, event_ndim=1) - log_q
@@ -58,7 +59,7 @@ def float64():
 
 
 def test_density_of_the_fixture(float64):
-  """log p(x) = log p(x, z) - log p(z|x) for any z, with the exact posterior."""
+  """Bayes: log p(x) = log p(x, z) - log p(z|x) for any z, with the exact posterior."""
   mean, cov, _ = posterior()
   np.testing.assert_allclose(mean, [0.50026, 0.18729], atol=5e-6)
   rng = np.random.default_rng(0)
@@ -112,7 +113,7 @@ def test_importance_weighted_bound_rises_to_the_likelihood(float64):
 
   rising = [bound(k, np.zeros(2), np.zeros(2), 20_000) for k in (1, 5, 20, 100)]
   np.testing.assert_allclose(rising[1:], [-5.374, -4.447, -4.308], atol=0.03)
-  assert all(a < b for a, b in zip(rising, rising[1:], strict=False))
+  assert all(a < b for a, b in itertools.pairwise(rising))
   np.testing.assert_allclose(bound(1000, mean, log_var, 200), LOG_PX, atol=0.01)
 
 

@@ -1,4 +1,4 @@
-"""WGAN: the penalty and the clipping against closed forms, directions, sizes, and that it learns."""
+"""WGAN: penalty and clipping against closed forms, directions, sizes, and that it learns."""
 
 import importlib
 import json
@@ -57,7 +57,7 @@ def fit_critic(critic, params, loss, steps, lr):
 
 
 def test_penalty_on_two_points_has_the_closed_form():
-  """Real at distance d from fake: W estimate d + d^2 / (2 weight), and -L_C = d + d^2 / (4 weight)."""
+  """Real at distance d from fake: W = d + d^2 / (2 weight), and -L_C = d + d^2 / (4 weight)."""
   distance, weight = 2.0, 10.0
   critic = mlp.Discriminator(widths=(64, 64), activation="tanh")
   real = jnp.zeros((64, 2)).at[:, 0].set(distance)
@@ -77,7 +77,7 @@ def test_penalty_on_two_points_has_the_closed_form():
 
 
 def test_clipping_on_a_linear_critic_has_the_closed_form():
-  """f = w.x, data shifted by v: w_i = c sign(v_i), and the estimate is c |v|_1."""
+  """With f = w.x and data shifted by v: w_i = c sign(v_i), and the estimate is c |v|_1."""
   v, c = jnp.array([1.0, -2.0, 0.5]), 0.01
   tx, w = optim.rmsprop(5e-4), jnp.zeros(3)
   opt = tx.init(w)
@@ -117,7 +117,7 @@ def test_critic_estimates_the_distance_of_two_gaussians_on_a_line(shift):
 
 @pytest.mark.parametrize("variant", ["test", "test_clip"])
 def test_directions_and_routing(variant):
-  """Against a frozen G the estimate grows; one small G step lowers it; each moves its own network."""
+  """Against a frozen G the estimate grows, one small G step lowers it; each moves its own."""
   made = job.prepare(config_of(variant, **{"model.num_critic": 1, "lr": 1e-3}))
   stage, true = made.stages[0], core.move
   images = jax.random.normal(jax.random.key(0), (8, 28, 28, 1))

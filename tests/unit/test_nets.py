@@ -16,6 +16,11 @@ def variables(module, *shapes):
   return jax.eval_shape(make)
 
 
+def start(module, x, key=0):
+  """Output and variables, compiled as one program: far quicker than layer by layer."""
+  return jax.jit(module.init_with_output)(jax.random.key(key), x)
+
+
 def count(module, *shapes):
   return sum(math.prod(a.shape) for a in jax.tree.leaves(variables(module, *shapes)["params"]))
 
@@ -92,12 +97,11 @@ def test_layer_shapes():
 )
 def test_sizes(shape, options):
   g = G(shape, base=4, **options)
-  v = g.init(jax.random.key(0), jnp.zeros((2, 5)))
-  x = g.apply(v, jax.random.normal(jax.random.key(1), (2, 5)))
+  x, _ = start(g, jax.random.normal(jax.random.key(1), (2, 5)))
   assert x.shape == (2, *shape) and x.dtype == jnp.float32 and jnp.abs(x).max() <= 1
   kept = {k: options[k] for k in options if k != "first"}
   d = D(base=4, **kept)
-  logits, _ = d.init_with_output(jax.random.key(2), x)
+  logits, _ = start(d, x, 2)
   assert logits.shape == (2,) and logits.dtype == jnp.float32
 
 
@@ -109,7 +113,7 @@ def test_sizes_that_do_not_halve(size):
 
 def test_dcgan_init():
   g = G((32, 32, 3), base=32)
-  p = g.init(jax.random.key(0), jnp.zeros((2, 100)))["params"]
+  p = start(g, jnp.zeros((2, 100)))[1]["params"]
   assert not any("bias" in k for name, k in p.items() if name.startswith(("first", "up")))
   for name in ("first", "up0", "up1"):
     k = p[name]["kernel"]
@@ -122,7 +126,7 @@ def test_dcgan_init():
 def test_first_loss_is_log_four():
   d = D(base=8)
   x = jax.random.normal(jax.random.key(1), (16, 32, 32, 3))
-  s, _ = d.init_with_output(jax.random.key(0), x)
+  s, _ = start(d, x)
   assert abs(jnp.mean(jax.nn.softplus(s)) + jnp.mean(jax.nn.softplus(-s)) - 1.386) < 0.15
 
 
@@ -199,17 +203,17 @@ def test_bfloat16_computes_and_returns_float32():
     (mlp.Discriminator((8,), dtype=jnp.bfloat16), (2, 4)),
   ):
     x = jax.random.normal(jax.random.key(1), shape)
-    y, v = module.init_with_output(jax.random.key(0), x)
+    y, v = start(module, x)
     assert y.dtype == jnp.float32
     assert {a.dtype for a in jax.tree.leaves(v)} == {jnp.dtype("float32")}
-    want = module.clone(dtype=jnp.float32).apply(v, x)
+    want = jax.jit(module.clone(dtype=jnp.float32).apply)(v, x)
     assert 0 < jnp.abs(y - want).max() < 0.05
 
 
 def test_features_and_classifier():
   d, x = D(base=4), jnp.ones((2, 16, 16, 1))
-  v = d.init(jax.random.key(0), x)
-  features = d.apply(v, x, method="features")
+  _, v = start(d, x)
+  features = jax.jit(lambda v: d.apply(v, x, method="features"))(v)
   assert [f.shape for f in features] == [(2, 8, 8, 4), (2, 4, 4, 8)]
   for size in (8, 28):
     shapes = jax.eval_shape(
