@@ -58,6 +58,11 @@ def parse(argv: list[str]) -> list[str]:
     fail(error.args[0] if isinstance(error, KeyError) and error.args else error)
 
 
+def _environment(name: str) -> int | None:
+  """A number that the launcher may have set; clusters that jax knows need none."""
+  return int(os.environ[name]) if name in os.environ else None
+
+
 def main(argv: list[str]) -> None:
   """Calls the part of gm that the mode names."""
   del argv
@@ -69,7 +74,9 @@ def main(argv: list[str]) -> None:
     if _DISTRIBUTED.value:
       import jax
 
-      jax.distributed.initialize()
+      jax.distributed.initialize(
+        num_processes=_environment("JAX_NUM_PROCESSES"), process_id=_environment("JAX_PROCESS_ID")
+      )
     if _MODE.value == "train":
       loop.train(config, workdir)
     elif _MODE.value == "eval":

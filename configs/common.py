@@ -33,6 +33,7 @@ def base(method: str) -> ConfigDict:
         "image_size": 0,  # 0: as stored
         "channels": 0,  # 0: as stored
         "num_classes": 0,  # of folder and tfds; 0: no labels
+        "scale": 1.0,  # of points: their coordinates are multiplied by it
       },
       "model": {},
     }

@@ -12,28 +12,31 @@ def get_config(variant="small"):
   if variant not in VARIANTS:
     raise common.unknown(variant, VARIANTS)
   c = common.base("gan")
-  c.lr = 5e-4
-  c.num_steps, c.batch_size = 12_000, 64
-  c.log_every, c.sample_every, c.checkpoint_every = 200, 2_000, 4_000
+  c.lr = 2e-3
+  c.num_steps, c.batch_size = 9_000, 64
+  c.log_every, c.sample_every, c.checkpoint_every = 200, 1_000, 3_000
   c.metrics = ("digits.scores",)
   m = c.model
   m.loss = "nonsaturating"  # or minimax
   m.optimizer, m.b1, m.d_lr = "adam", 0.5, 1.0  # d_lr: D's learning rate over G's
-  m.noise, m.z_dim, m.ema = "normal", 64, 0.999
-  m.g_widths, m.g_activation, m.g_norm, m.g_output = (256, 512), "relu", "batch", "tanh"
-  m.d_widths, m.d_activation, m.d_pieces, m.d_dropout = (512, 256), "leaky_relu", 1, (0.0, 0.3)
+  m.noise, m.z_dim, m.ema = "normal", 32, 0.999
+  m.g_widths, m.g_activation, m.g_norm, m.g_output = (256, 256), "relu", "batch", "tanh"
+  m.d_widths, m.d_activation, m.d_pieces, m.d_dropout = (256, 256), "leaky_relu", 1, (0.0, 0.0)
   m.g_init, m.d_init, m.g_bias_from_data = "lecun", "lecun", False
   m.g_init_scale = m.d_init_scale = 1.0
   if variant in ("ring", "grid", "moons"):
     c.lr = 1e-3
-    c.num_steps, c.batch_size = 4_000, 256
+    c.num_steps, c.batch_size = 6_000, 256
     c.sample_every, c.checkpoint_every = 500, 1_000
-    c.metrics, c.num_eval_samples = ("coverage.modes",), 2_500
+    c.metrics = ("coverage.distance" if variant == "moons" else "coverage.modes",)
+    c.num_eval_samples = 2_500
     c.data.source, c.data.name = "points", variant
-    m.z_dim, m.g_output, m.g_norm = 16, "none", "none"
+    m.d_lr, m.z_dim, m.g_output, m.g_norm = 2.0, 2, "none", "none"
     m.g_widths, m.g_activation, m.g_init = (128, 128), "tanh", "orthogonal"
     m.g_init_scale = m.d_init_scale = 1.4
     m.d_widths, m.d_activation, m.d_init, m.d_dropout = (128, 128), "tanh", "orthogonal", (0.0, 0.0)
+  if variant == "grid":
+    c.data.scale, m.g_widths, m.d_widths = 0.5, (256, 256), (256, 256, 256)
   if variant == "paper":
     c.data.source, c.data.name = "prepared", "mnist"
     c.lr, c.batch_size, c.num_steps = 0.1, 100, 300_000
@@ -45,5 +48,5 @@ def get_config(variant="small"):
   if variant == "test":
     c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
     c.log_every = c.sample_every = c.checkpoint_every = 1
-    m.z_dim, m.g_widths, m.d_widths = 4, (16,), (16,)
+    m.z_dim, m.g_widths, m.d_widths, m.d_dropout = 4, (16,), (16,), (0.2, 0.5)
   return c

@@ -33,8 +33,14 @@ class Evaluator:
     self.job, self.index = job, index
     self.stage, self.info, self.keys = job.stages[index], job.infos[index], job.keys[index]
     self.metrics = {name: find_metric(name) for name in job.config.metrics}
-    self.source = source = load(job, index, "test", shuffle=False)
-    on_rows = lambda f: jax.jit(lambda state, rows, key: f(state, source.decode(rows), key))
+    self.source = source = load(job, index, "test", shuffle=False, whole=True)
+
+    def on_rows(function):  # every process gets the whole result
+      return jax.jit(
+        lambda state, rows, key: function(state, source.decode(rows), key),
+        out_shardings=sharding.replicated(job.mesh),
+      )
+
     self._sample, self._show = on_rows(self.stage.sample), on_rows(self.stage.show)
     self._evaluate = on_rows(self.stage.evaluate)
 
@@ -50,7 +56,8 @@ class Evaluator:
 
   def real(self, num: int) -> dict[str, np.ndarray]:
     """Returns up to `num` real examples of config.reference_split."""
-    source = load(self.job, self.index, self.job.config.reference_split, shuffle=False)
+    split = self.job.config.reference_split
+    source = load(self.job, self.index, split, shuffle=False, whole=True)
     rows = source.batch(0, min(num, source.num_examples))
     return jax.tree.map(np.asarray, source.decode(rows))
 
@@ -111,10 +118,10 @@ class Evaluator:
     return even[-1] if even and 4 * even[-1] > limit else limit
 
   def _rows(self, i: int, size: int) -> dict:
-    return sharding.put(self.source.batch(i, size), sharding.batched(self.job.mesh))
+    return jax.device_put(self.source.batch(i, size), sharding.batched(self.job.mesh))
 
   def _tiles(self) -> dict:
-    return sharding.put(self.source.batch(0, NUM_TILES), sharding.replicated(self.job.mesh))
+    return jax.device_put(self.source.batch(0, NUM_TILES), sharding.replicated(self.job.mesh))
 
 
 def find_metric(name: str) -> Callable:

@@ -44,10 +44,12 @@ def user_input() -> Iterator[None]:
   try:
     yield
   except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
-    text = getattr(error, "strerror", None) or error
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+      text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, KeyError) and error.args:
       text = error.args[0]  # its str() is a repr
-    raise UserError(" ".join(str(text).split())) from error
+    raise UserError(" ".join(text.split())) from error
 
 
 def prepare(config: ConfigDict) -> Job:
@@ -85,8 +87,18 @@ def prepare(config: ConfigDict) -> Job:
   return Job(config, stages, infos, sizes, templates, keys, mesh)
 
 
-def load(job: Job, index: int, split: str, *, shuffle: bool = True) -> core.Source:
-  """Opens a split of the data set of a stage."""
+def load(
+  job: Job, index: int, split: str, *, shuffle: bool = True, whole: bool = False
+) -> core.Source:
+  """Opens a split of the data set of a stage.
+
+  Args:
+    job: the run.
+    index: of the stage.
+    split: "train" or "test".
+    shuffle: False reads in the set's own order.
+    whole: give every process all rows of a batch, not its share.
+  """
   with user_input():
     data = _module("gm.data", job.config.data.source, "--config.data.source")
     return data.load(
@@ -94,7 +106,7 @@ def load(job: Job, index: int, split: str, *, shuffle: bool = True) -> core.Sour
       split,
       seed=job.config.seed,
       shuffle=shuffle,
-      part=(jax.process_index(), jax.process_count()),
+      part=(0, 1) if whole else (jax.process_index(), jax.process_count()),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from gm import checkpoint, core, diagnostics, evaluation, report, sharding, writers
@@ -51,20 +53,22 @@ def train(config: ConfigDict, workdir: str) -> None:
   job = prepare(config)
   start, state = initial_state(job)
   source = load(job, start, "train")
-  open_workdir(job, workdir, source)
+  # one process of a job writes the logs and pictures; all of them write the checkpoints
+  desk = workdir if jax.process_index() == 0 else tempfile.mkdtemp()
+  open_workdir(job, desk, source)
   with user_input():
-    log = writers.Log(workdir)
+    log = writers.Log(desk)
   try:
     with Interrupt() as interrupt:
       for index in range(start, len(job.stages)):
         source = source if index == start else load(job, index, "train")
         evaluator = evaluation.Evaluator(job, index)
-        state = run_stage(job, index, state, source, evaluator, workdir, log, interrupt)
-    metrics = evaluator.finish(workdir, state)
+        state = run_stage(job, index, state, source, evaluator, workdir, desk, log, interrupt)
+    metrics = evaluator.finish(desk, state)
     say("  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
   finally:
     log.close()
-    report.write(workdir)
+    report.write(desk)
   say(f"done: {workdir}/report.html")
 
 
@@ -93,6 +97,7 @@ def run_stage(
   source: core.Source,
   evaluator: evaluation.Evaluator,
   workdir: str,
+  desk: str,
   log: writers.Log,
   interrupt: Interrupt,
 ) -> core.State:
@@ -106,7 +111,7 @@ def run_stage(
   if resumed and step >= stage.num_steps:
     return state
   log.rewind(stage.name, step, [s.name for s in job.stages])
-  bar = Bar(stage, step, writers.read_metrics(workdir), resumed)
+  bar = Bar(stage, step, writers.read_metrics(desk), resumed)
   saver = Saver(checkpoint.stage_dir(workdir, index, stage.name), config)
   pace, rows = make_feed(job, index, source)
   call, totals = make_call(job, index, source), zero_totals(job, index)
@@ -120,7 +125,8 @@ def run_stage(
     step += n
     pace.wait(done, n)
     bar.move(step)
-    ends = step == stage.num_steps or interrupt.signum
+    stop = interrupt.agreed(step, config.log_every)
+    ends = step == stage.num_steps or stop
     due = {k: ends or step % period == 0 for k, period in periods(config).items() if period}
     if due["log"] or due["checkpoint"]:
       check_finite(totals, stage.name, saver.last)
@@ -138,14 +144,14 @@ def run_stage(
         bar.log(step, None, found)
       if due["checkpoint"] or (found and config.best_metric):
         saver.save(state, found)
-      if due.get("sample") and not interrupt.signum:
-        evaluator.write_samples(workdir, state)
-    if interrupt.signum:
+      if due.get("sample") and not stop:
+        evaluator.write_samples(desk, state)
+    if stop:
       saver.close()
-      raise Stopped(f"saved at step {step}; the same command resumes", interrupt.signum)
+      raise Stopped(f"saved at step {step}; the same command resumes", stop)
   bar.close()
-  evaluator.write_extra(workdir, state)
-  writers.write_gif(workdir, stage.name)
+  evaluator.write_extra(desk, state)
+  writers.write_gif(desk, stage.name)
   saver.close()
   return state
 
@@ -261,6 +267,8 @@ def make_feed(job: Job, index: int, source: core.Source) -> tuple[Pace, Callable
   """
   size, where = job.sizes[index], sharding.batched(job.mesh, 1)
   fixed = job.config.steps_per_call
+  if jax.process_count() > 1:
+    fixed = fixed or 8  # clocks differ, and all processes must make the same calls
   if source.arrays is not None:
     most = max(fixed, MAX_STEPS_PER_CALL)
 
@@ -342,6 +350,14 @@ class Interrupt:
       raise KeyboardInterrupt
     self.signum = signum
     say("stopping: the state will be saved first")
+
+  def agreed(self, step: int, period: int) -> int:
+    """The signal, or 0; several processes ask one another every `period` steps, to stop as one."""
+    if jax.process_count() == 1:
+      return self.signum
+    if step % period:
+      return 0
+    return int(multihost_utils.process_allgather(np.int32(self.signum)).max())
 
   def __exit__(self, *_: object) -> None:
     for s, handler in self.previous.items():

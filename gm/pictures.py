@@ -41,7 +41,7 @@ def plane(decode: Callable, *, size: int = 20) -> jax.Array:
 
   Source: Kingma and Welling, 2014, arXiv:1312.6114, appendix A.
 
-  >>> plane(lambda z: z, size=2)[0, 0].round(3).tolist()  # upper left corner
+  >>> [round(float(z), 3) for z in plane(lambda z: z, size=2)[0, 0]]  # upper left corner
   [-0.674, 0.674]
   """
   quantiles = jax.scipy.stats.norm.ppf((jnp.arange(size) + 0.5) / size)

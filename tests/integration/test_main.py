@@ -240,3 +240,36 @@ def test_readme_names_every_workdir_file():
   text = pathlib.Path(ROOT / "README.md").read_text()
   for name in ("metrics.jsonl", "curves.png", "eval.json", "report.html", "checkpoints/"):
     assert name in text
+
+
+def test_two_processes_of_one_job_do_what_one_does(tmp_path):
+  """Two processes with one device each, on this machine, against one process with two devices."""
+  import socket
+
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{probe.getsockname()[1]}"
+  flags = (*SHORT, "--config.model.g_norm=none", "--config.num_steps=10")
+  flags = (*flags, "--config.model.d_dropout=(0.0, 0.0)")  # then the order of rows is no matter
+  jobs = [
+    start(
+      command(f"--workdir={tmp_path}/two", "--distributed", *flags),
+      JAX_COORDINATOR_ADDRESS=address,
+      JAX_NUM_PROCESSES="2",
+      JAX_PROCESS_ID=str(i),
+      JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+    )
+    for i in range(2)
+  ]
+  for job in jobs:
+    out, err = job.communicate(timeout=300)
+    assert job.returncode == 0, out + err
+  status, out, err = run(f"--workdir={tmp_path}/one", "--config.cpu_devices=2", *flags)
+  assert status == 0, out + err
+  read = lambda name: [
+    json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+  ]
+  (two,), (one,) = read("two"), read("one")
+  for key in ("loss_d", "loss_g", "gradnorm_d", "gradnorm_g"):
+    np.testing.assert_allclose(two[key], one[key], rtol=1e-3, err_msg=key)
+  assert (tmp_path / "two/report.html").exists()
