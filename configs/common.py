@@ -16,11 +16,11 @@ def base(method: str) -> ConfigDict:
       "num_devices": 0,  # 0: all
       "cpu_devices": 1,  # virtual devices on a CPU; 0: one per core
       "steps_per_call": 0,  # steps per compiled call; 0: chosen by the clock; no effect on results
-      "log_every": 100,
+      "log_every": 100,  # steps; 0, here and in the next three: only at the end
       "sample_every": 1000,
       "checkpoint_every": 1000,
       "keep_checkpoints": 3,
-      "eval_every": 0,  # 0: only at the end
+      "eval_every": 0,
       "metrics": (),  # "file.function" of gm/metrics
       "num_eval_samples": 10_000,
       "reference_split": "train",  # real data that samples are compared with

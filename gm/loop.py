@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -112,14 +112,14 @@ def run_stage(
     return state
   log.rewind(stage.name, step, [s.name for s in job.stages])
   bar = Bar(stage, step, writers.read_metrics(desk), resumed)
-  saver = Saver(checkpoint.stage_dir(workdir, index, stage.name), config)
+  saver = Saver(checkpoint.stage_dir(workdir, index, stage.name), config, step if resumed else -1)
   pace, rows = make_feed(job, index, source)
   call, totals = make_call(job, index, source), zero_totals(job, index)
   clock = Clock(step, bar.seconds)
 
   while step < stage.num_steps:
     n = min(pace.steps, steps_until_event(step, stage.num_steps, config))
-    with user_input():  # a damaged file in a set that is read as it goes
+    with saver.rescuing(state), user_input():
       chunk = rows(step, n)
     state, totals, done = call(state, totals, data, chunk, job.keys[index]["step"], n)
     step += n
@@ -127,7 +127,7 @@ def run_stage(
     bar.move(step)
     stop = interrupt.agreed(step, config.log_every)
     ends = step == stage.num_steps or stop
-    due = {k: ends or step % period == 0 for k, period in periods(config).items() if period}
+    due = {k: ends or (p and step % p == 0) for k, p in periods(config).items()}
     if due["log"] or due["checkpoint"]:
       check_finite(totals, stage.name, saver.last)
     if due["log"]:
@@ -138,17 +138,20 @@ def run_stage(
       totals = zero_totals(job, index)
     with clock.paused():
       found = None
-      if due.get("eval") and not ends:
+      if due["eval"] and not ends:
         found = evaluator.evaluate(state)
         log.write(stage.name, step, seconds, 0.0, found)
         bar.log(step, None, found)
       if due["checkpoint"] or (found and config.best_metric):
         saver.save(state, found)
-      if due.get("sample") and not stop:
+      if due["sample"] and not stop:
         evaluator.write_samples(desk, state)
     if stop:
       saver.close()
       raise Stopped(f"saved at step {step}; the same command resumes", stop)
+  if stage.num_steps == 0:  # a sampler: nothing to train, something to show
+    saver.save(state, None)
+    evaluator.write_samples(desk, state)
   bar.close()
   evaluator.write_extra(desk, state)
   writers.write_gif(desk, stage.name)
@@ -172,9 +175,12 @@ def initialise(job: Job, index: int, prev: core.State | None, source: core.Sourc
   rows = sharding.put(source.batch(0, job.sizes[index]), sharding.batched(job.mesh))
   shards = jax.tree.map(lambda s: s.sharding, job.templates[index])
   # jitted, or else an EMA that starts as the parameters would share buffers that are donated
+  # hardly optimised, because it runs once: random numbers are what takes longest to compile
+  quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
   init = jax.jit(
     lambda key, rows, prev: job.stages[index].init(key, source.decode(rows), prev),
     out_shardings=shards,
+    compiler_options=quick,
   )
   return init(job.keys[index]["init"], rows, prev)
 
@@ -294,7 +300,7 @@ def make_feed(job: Job, index: int, source: core.Source) -> tuple[Pace, Callable
 
 
 def periods(config: ConfigDict) -> dict[str, int]:
-  """Returns the steps between events of each kind; 0: only at the end, or never."""
+  """Returns the steps between events of each kind; 0: only at the end."""
   return {
     "log": config.log_every,
     "checkpoint": config.checkpoint_every,
@@ -327,7 +333,7 @@ class Clock:
     return self.seconds, rate
 
   @contextlib.contextmanager
-  def paused(self):
+  def paused(self) -> Iterator[None]:
     """Does not count the time inside."""
     start = time.perf_counter()
     yield
@@ -367,22 +373,39 @@ class Interrupt:
 class Saver:
   """Saves states of one stage in the background; orbax is imported at the first of them."""
 
-  def __init__(self, folder: Any, config: ConfigDict):
+  def __init__(self, folder: Any, config: ConfigDict, last: int):
     self.folder, self.config, self.manager = folder, config, None
-    self.last = -1
+    self.last = last  # newest step that has been saved; -1: none
 
   def save(self, state: core.State, metrics: dict | None) -> None:
     """Saves a state under its step.
 
     Raises:
-      UserError: if it cannot be written.
+      UserError: if it cannot be written, or if config.best_metric is none of the metrics.
     """
+    wanted = self.config.best_metric.lstrip("+-")
+    if metrics and wanted and wanted not in metrics:
+      raise UserError(
+        f"--config.best_metric={self.config.best_metric} is none of the evaluation's metrics:"
+        f" {', '.join(sorted(metrics))}"
+      )
     with user_input():
       if self.manager is None:
         keep, best = self.config.keep_checkpoints, self.config.best_metric
         self.manager = checkpoint.open_manager(self.folder, keep=keep, best=best)
       checkpoint.save(self.manager, state, metrics)
     self.last = int(state.step)
+
+  @contextlib.contextmanager
+  def rescuing(self, state: core.State) -> Iterator[None]:
+    """Saves the state if the input fails inside, such as a damaged file met on the way."""
+    try:
+      yield
+    except UserError:
+      if int(state.step) > self.last:
+        self.save(state, None)
+      self.close()
+      raise
 
   def close(self) -> None:
     """Waits until all is on disk."""

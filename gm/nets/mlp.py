@@ -59,8 +59,9 @@ class Generator(nn.Module):
   def __call__(self, z: jax.Array, train: bool = True) -> jax.Array:
     """Generates from z."""
     act = _choose(ACTIVATIONS, self.activation, "activation")
+    bias = self.norm == "none"  # batch norm would take it out again
     for width in self.widths:
-      z = nn.Dense(width, kernel_init=self.kernel_init, dtype=self.dtype)(z)
+      z = nn.Dense(width, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype)(z)
       z = norm.layer(self.norm, scale_init=nn.initializers.ones, dtype=self.dtype)(z, train)
       z = act(z)
     x = nn.Dense(

@@ -40,7 +40,8 @@ def run(name):
   for i, stage in enumerate(made.stages):
     source, key = job.load(made, i, "train"), made.keys[i]
     batch = lambda k: jax.tree.map(jnp.asarray, source.decode(source.batch(k, made.sizes[i])))
-    states.append([jax.jit(stage.init)(key["init"], batch(0), prev)])
+    quick = {"xla_backend_optimization_level": 0}
+    states.append([jax.jit(stage.init, compiler_options=quick)(key["init"], batch(0), prev)])
     metrics.append([])
     step = jax.jit(stage.step)
     for k in range(min(2, stage.num_steps)):

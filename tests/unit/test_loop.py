@@ -1,0 +1,192 @@
+"""The loop's parts: checkpoints, feeding, stopping, errors on the way."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gm import checkpoint, core, job, loop
+
+
+def config_of(**changes):
+  config = importlib.import_module("configs.gan").get_config("test")
+  config.update_from_flattened_dict({"num_devices": 1, "metrics": (), **changes})
+  return config
+
+
+def state_at(step):
+  return core.State(jnp.array(step, jnp.int32), {"g": jnp.arange(1000.0) * step}, {})
+
+
+def like():
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shapes = jax.eval_shape(lambda: state_at(1))
+  return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+
+
+def damage(folder):
+  """Flips one bit in the middle of the largest data file."""
+  path = max(folder.rglob("ocdbt.process_0/d/*"), key=lambda p: p.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def saved(folder, steps, **options):
+  manager = checkpoint.open_manager(folder, **options)
+  for step, metrics in steps:
+    checkpoint.save(manager, state_at(step), metrics)
+  manager.wait_until_finished()
+  return manager
+
+
+def test_the_last_few_checkpoints_and_the_best_stay(tmp_path):
+  scores = [(1, 5.0), (2, 1.0), (3, 4.0), (4, 3.0), (5, 2.0)]
+  for best, kept in (("-score", [2, 4, 5]), ("+score", [1, 4, 5]), ("", [4, 5])):
+    steps = [(s, {"score": v} if best else None) for s, v in scores]
+    manager = saved(tmp_path / f"x{best}", steps, keep=2, best=best)
+    assert sorted(manager.all_steps()) == kept, best
+    manager.close()
+
+
+def test_damaged_checkpoints_are_skipped_and_removed(tmp_path, caplog):
+  manager = saved(tmp_path, [(1, None), (2, None), (3, None)])
+  damage(tmp_path / "3")
+  state = checkpoint.restore(manager, like())
+  assert int(state.step) == 2 and "3 skipped" in caplog.text
+  np.testing.assert_array_equal(state.params["g"], np.arange(1000.0) * 2)
+  assert sorted(manager.all_steps()) == [1, 2]
+  manager.close()
+
+
+def test_nothing_readable_is_an_error_and_nothing_there_is_none(tmp_path):
+  manager = saved(tmp_path / "a", [(1, None)])
+  damage(tmp_path / "a/1")
+  with pytest.raises(ValueError, match=r"none of the checkpoints \[1\].*--workdir"):
+    checkpoint.restore(manager, like())
+  manager.close()
+  assert (tmp_path / "a/1").is_dir()
+  empty = checkpoint.open_manager(tmp_path / "b")
+  assert checkpoint.restore(empty, like()) is None
+  empty.close()
+
+
+def test_saved_arrays_are_those_of_the_moment(tmp_path):
+  """Training goes on, in donated buffers, while a checkpoint is written."""
+  manager = checkpoint.open_manager(tmp_path)
+  move = jax.jit(
+    lambda s: s.replace(step=s.step + 1, params={"g": s.params["g"] + 1}), donate_argnums=0
+  )
+  state = jax.jit(lambda: core.State(jnp.zeros((), jnp.int32), {"g": jnp.zeros(1_000_000)}, {}))()
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  for _ in range(3):
+    state = move(state)
+    checkpoint.save(manager, state)
+    for _ in range(20):
+      state = move(state)
+  manager.wait_until_finished()
+  for step in manager.all_steps():
+    back = checkpoint.restore(manager, shapes, step)
+    assert int(back.step) == step and (np.asarray(back.params["g"]) == step).all()
+  manager.close()
+
+
+def test_a_set_in_device_memory_and_one_that_is_read_give_the_same_bits():
+  made = job.prepare(config_of())
+  source = job.load(made, 0, "train")
+  results = []
+  for arrays in (source.arrays, None):
+    fed, data = loop.on_device(source._replace(arrays=arrays), made.mesh)
+    state = loop.initialise(made, 0, None, source)
+    call, totals = loop.make_call(made, 0, fed), loop.zero_totals(made, 0)
+    _, rows = loop.make_feed(made, 0, fed)
+    for i in range(3):
+      state, totals, _ = call(state, totals, data, rows(i, 1), made.keys[0]["step"], 1)
+    results.append(state)
+  jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_a_damaged_file_on_the_way_saves_first(tmp_path, monkeypatch):
+  """A set that is read as it goes and fails at batch 30 loses none of the steps before."""
+  true = job.load
+
+  def load(made, index, split, **options):
+    source = true(made, index, split, **options)
+    if split == "test":
+      return source
+
+    def batch(i, size):
+      if i == 30:
+        raise ValueError("image 7 is damaged")
+      return source.batch(i, size)
+
+    return source._replace(arrays=None, batch=batch)
+
+  monkeypatch.setattr(loop, "load", load)
+  config = config_of(num_steps=100, checkpoint_every=0, sample_every=0, log_every=0)
+  with pytest.raises(job.UserError, match="image 7 is damaged"):
+    loop.train(config, str(tmp_path))
+  state = job.restore(job.prepare(config), str(tmp_path), 0)
+  assert int(state.step) == 30
+
+
+def test_a_best_metric_that_is_none_is_named(tmp_path):
+  config = config_of(eval_every=1, best_metric="-nonsense")
+  with pytest.raises(job.UserError, match=r"--config.best_metric=-nonsense .*grad_ratio"):
+    loop.train(config, str(tmp_path))
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+  def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(checkpoint, "save", full)
+  with pytest.raises(job.UserError, match="No space left on device"):
+    loop.train(config_of(), str(tmp_path))
+
+
+def test_pace_finds_a_length_and_keeps_a_fixed_one():
+  ready = jnp.zeros(())
+  fixed, free = loop.Pace(5, 64), loop.Pace(0, 64)
+  for _ in range(20):
+    fixed.wait(ready, fixed.steps)
+    free.wait(ready, free.steps)
+  assert fixed.steps == 5 and free.steps == 64  # steps that take no time: as many as allowed
+
+
+def test_first_bad_step_is_found_inside_a_call():
+  """A metric that is not finite at step 4 of 7 in one call, and finite again after."""
+
+  def step(state, batch, key):
+    bad = jnp.where(state.step == 3, jnp.nan, 1.0)
+    return state.replace(step=state.step + 1), {"loss": bad}
+
+  made = job.prepare(config_of())
+  stage = core.Stage("train", 7, made.stages[0].init, step, made.stages[0].sample)
+  made = made._replace(stages=[stage])
+  source, data = loop.on_device(job.load(made, 0, "train"), made.mesh)
+  state = loop.initialise(made, 0, None, source)
+  _, rows = loop.make_feed(made, 0, source)
+  call = loop.make_call(made, 0, source)
+  _, totals, _ = call(state, loop.zero_totals(made, 0), data, rows(0, 7), made.keys[0]["step"], 7)
+  assert int(totals.count) == 7
+  with pytest.raises(FloatingPointError, match=r"loss is not finite at step 4 of stage train"):
+    loop.check_finite(totals, "train", -1)
+
+
+def test_large_states_are_split_over_devices():
+  from gm import sharding
+
+  mesh = sharding.make_mesh(2)
+  shapes = {
+    "w": jax.ShapeDtypeStruct((6, 4), jnp.float32),
+    "b": jax.ShapeDtypeStruct((3,), jnp.float32),
+  }
+  small = sharding.of_state(mesh, shapes)
+  large = sharding.of_state(mesh, shapes, split_above=64)
+  assert small["w"].is_fully_replicated and large["b"].is_fully_replicated
+  assert large["w"].shard_shape((6, 4)) == (3, 4)
