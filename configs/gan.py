@@ -1,6 +1,10 @@
 """python main.py --config=configs/gan.py --workdir=/tmp/gan
 
 Variants: small (default), ring, grid, moons (points in the plane), paper, test.
+
+Measured on 2 cores (80 GFLOP/s): ring, seeds 0, 1, 2: 8 of 8 modes each, 0.93, 0.91, 0.93 of high
+quality, mode KL 0.007, 0.008, 0.004, half a minute. grid, seed 0: 10 of 25 modes, 0.68 of high
+quality: mode collapse, as published for a plain GAN (17 of 25). paper was not run.
 """
 
 from configs import common

@@ -35,8 +35,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     rate = optim.piecewise([config.lr * round(10 ** (1 - i / 7), 1) / 10 for i in range(8)], ends)
   tx = optim.adam(rate, eps=m.adam_eps)
 
-  def binarise(x, key):  # pixels in [-1, 1] -> {0, 1}
-    return jax.random.bernoulli(key, (x + 1) / 2).astype(jnp.float32)
+  def binarise(x, key):  # pixels in [-1, 1] -> {0, 1}; 16 random bits suffice for 8-bit pixels
+    bits = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.float32)
+    return (bits < (x + 1) / 2 * 65_536).astype(jnp.float32)
 
   def encode(p, x):  # -> mean, log_var [B, Z]
     return enc.apply({"params": p["enc"]}, x)
