@@ -12,8 +12,8 @@ def get_config(variant="small"):
   if variant not in VARIANTS:
     raise common.unknown(variant, VARIANTS)
   c = common.base("dcgan")
-  c.lr = 5e-4
-  c.num_steps, c.batch_size = 2_500, 64
+  c.lr = 1e-3
+  c.num_steps, c.batch_size = 2_000, 64
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 500
   c.metrics = ("digits.scores",)
   m = c.model

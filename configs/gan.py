@@ -17,7 +17,7 @@ def get_config(variant="small"):
     raise common.unknown(variant, VARIANTS)
   c = common.base("gan")
   c.lr = 2e-3
-  c.num_steps, c.batch_size = 9_000, 64
+  c.num_steps, c.batch_size = 8_000, 64
   c.log_every, c.sample_every, c.checkpoint_every = 200, 1_000, 3_000
   c.metrics = ("digits.scores",)
   m = c.model
