@@ -1,6 +1,9 @@
 """python main.py --config=configs/dcgan.py --workdir=/tmp/dcgan
 
 Variants: small (default; 28 px digits), paper (64 px), test.
+
+Measured on 2 cores (80 GFLOP/s): small, seed 0 only: the rarest digit is 4.6 % of 10,000 samples,
+Frechet distance 79 (two halves of the real digits: 2.1), 5 minutes. paper was not run.
 """
 
 from configs import common
