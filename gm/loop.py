@@ -125,7 +125,7 @@ def run_stage(
     step += n
     pace.wait(done, n)
     bar.move(step)
-    stop = interrupt.agreed(step, config.log_every)
+    stop = interrupt.agreed(step, config.log_every or config.checkpoint_every)
     ends = step == stage.num_steps or stop
     due = {k: ends or (p and step % p == 0) for k, p in periods(config).items()}
     if due["log"] or due["checkpoint"]:
@@ -361,7 +361,7 @@ class Interrupt:
     """The signal, or 0; several processes ask one another every `period` steps, to stop as one."""
     if jax.process_count() == 1:
       return self.signum
-    if step % period:
+    if not period or step % period:
       return 0
     return int(multihost_utils.process_allgather(np.int32(self.signum)).max())
 
