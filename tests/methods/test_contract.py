@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from jax.experimental.key_reuse._core import check_key_reuse
 
-from gm import checkpoint, core, evaluation, inspection, job, loop
+from gm import checkpoint, core, evaluation, inspection, job, loop, report
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
 
@@ -181,9 +181,26 @@ def test_checkpoint_round_trip_is_exact(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back, states[-1])
 
 
+class Blind:
+  """An evaluator that draws and measures nothing."""
+
+  def __init__(self, job, index):
+    pass
+
+  def write_samples(self, workdir, state):
+    pass
+
+  write_extra = write_samples
+
+  def finish(self, workdir, state):
+    return {}
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_resumed_run_is_the_same_bit_for_bit(name, tmp_path):
+def test_resumed_run_is_the_same_bit_for_bit(name, tmp_path, monkeypatch):
   """Stops after every checkpoint of the first stage and starts again; then once without a stop."""
+  monkeypatch.setattr(evaluation, "Evaluator", Blind)  # pictures take longer than the steps
+  monkeypatch.setattr(report, "write", lambda workdir: None)
 
   def last_state(folder, stops):
     config = config_of(name)
