@@ -7,6 +7,7 @@ All of it runs jitted in batches from (config, state) alone; training calls it a
 from __future__ import annotations
 
 import importlib
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from gm.job import Job, UserError, load, prepare, restore, user_input
 
 NUM_TILES = 64  # examples in a picture of fixed noise
 NUM_POINTS = 2_500  # examples in a plot of points or rows
+NUM_SHOWN = 1_000  # examples that Stage.show gets, fewer if they are large
 
 
 class Evaluator:
@@ -80,7 +82,9 @@ class Evaluator:
 
   def write_extra(self, workdir: str, state: core.State) -> None:
     """Writes the stage's other pictures: interpolations, reconstructions, manifolds."""
-    found = jax.device_get(self._show(state, self._tiles(), self.keys["show"]))
+    each = sum(math.prod(shape) for shape in self.info.shape.values())
+    num = int(np.clip(2**22 // each, NUM_TILES, NUM_SHOWN))
+    found = jax.device_get(self._show(state, self._tiles(num), self.keys["show"]))
     writers.write_show(workdir, self.stage.name, int(state.step), found, self.info)
 
   def finish(self, workdir: str, state: core.State) -> dict[str, float]:
@@ -120,8 +124,8 @@ class Evaluator:
   def _rows(self, i: int, size: int) -> dict:
     return jax.device_put(self.source.batch(i, size), sharding.batched(self.job.mesh))
 
-  def _tiles(self) -> dict:
-    return jax.device_put(self.source.batch(0, NUM_TILES), sharding.replicated(self.job.mesh))
+  def _tiles(self, num: int = NUM_TILES) -> dict:
+    return jax.device_put(self.source.batch(0, num), sharding.replicated(self.job.mesh))
 
 
 def find_metric(name: str) -> Callable:
