@@ -581,21 +581,33 @@ def write_show(
 ) -> list[Path]:
   """Writes the extra pictures of `Stage.show` as <stage>_<step>_<name>.png.
 
+  An entry may be
+    an array [rows, cols, ...]: images [rows, cols, H, W, C]; points [rows, cols, D] and series
+      [rows, cols, T, F] are drawn, row by row; others are kept as .npz;
+    {"points": [N, 2], "label": int [N]}: a scatter, coloured by class where there is a label;
+    {"x": [N], name: [N], ..., "draws": [M]}: a curve over x for each name and, where there are
+      draws, their histogram as a density behind the curves, for integers a bar at each.
+
   Args:
     workdir: the run's folder.
     stage: the stage's name.
     step: steps done in it.
-    pictures: {name: [rows, cols, ...]}. Images are [rows, cols, H, W, C]; points
-      [rows, cols, D] and series [rows, cols, T, F] are drawn, row by row; others are kept as .npz.
+    pictures: {name: entry}.
     info: core.Info of the data, for the centres of the modes.
 
   Returns:
     The files written.
+
+  Raises:
+    ValueError: for a dict of another kind, or whose arrays do not fit together.
   """
   written = []
   for name, x in pictures.items():
-    x = np.asarray(x)
     png = sample_path(workdir, stage, step, name, "png")
+    if isinstance(x, Mapping):
+      written.append(write_bytes(png, _plot_table(name, {k: np.asarray(v) for k, v in x.items()})))
+      continue
+    x = np.asarray(x)
     if x.ndim == 5:
       written.append(write_grid(png, x))
     elif x.ndim == 4:
@@ -819,6 +831,103 @@ def _plot_paths(x: np.ndarray, info: Any) -> bytes:
     shade = f"C{i % 10}"
     axes.plot(*path[:, :2].T, linewidth=0.8, color=shade, alpha=0.6)
     axes.scatter(*path[:, :2].T, s=8, color=shade, linewidths=0)
+  return _png(figure)
+
+
+def _plot_table(name: str, table: Mapping[str, np.ndarray]) -> bytes:
+  """A dict of `Stage.show` -> PNG."""
+  shapes = ", ".join(f"{k} {v.shape}" for k, v in table.items())
+  if "points" in table:
+    points, label = table["points"], table.get("label")
+    fits = points.ndim == 2 and points.shape[1] == 2 and set(table) <= {"points", "label"}
+    fits = fits and (
+      label is None or (label.shape == points.shape[:1] and label.dtype.kind in "iu")
+    )
+    if fits:
+      return _plot_classes(points, label)
+  elif "x" in table:
+    curves = {k: v for k, v in table.items() if k not in ("x", "draws")}
+    draws = table.get("draws")
+    fits = table["x"].ndim == 1 and all(c.shape == table["x"].shape for c in curves.values())
+    if fits and len(table["x"]) and (draws is None or draws.ndim == 1):
+      return _plot_curves(table["x"], curves, draws)
+  raise ValueError(
+    f"show: {name!r} holds {shapes}; a plot is points [N, 2] with an optional label [N] of"
+    " integers, or x [N] with curves [N] and optional draws [M]"
+  )
+
+
+def _legend(axes: Any, **place: Any) -> None:
+  if axes.get_legend_handles_labels()[0]:
+    style = {"fontsize": 8, "labelcolor": _INK, "framealpha": 0.85, "edgecolor": "none"}
+    legend = axes.legend(**style, handletextpad=0.4, borderpad=0.3, **place)
+    for text in legend.get_texts():
+      text.set_parse_math(False)
+
+
+def _class_colours(classes: np.ndarray) -> dict[int, tuple]:
+  """{class: RGBA}: ten that can be told apart, by number where they are 0 to 9; more, a scale."""
+  from matplotlib import colormaps
+
+  if len(classes) > 10:
+    return dict(zip(classes.tolist(), colormaps["turbo"](np.linspace(0.0, 1.0, len(classes)))))
+  digits = classes.min(initial=0) >= 0 and classes.max(initial=0) < 10
+  return {int(c): colormaps["tab10"](int(c) if digits else i) for i, c in enumerate(classes)}
+
+
+def _plot_classes(x: np.ndarray, label: np.ndarray | None) -> bytes:
+  """[N, 2] and labels [N] -> PNG: a scatter with a colour and a legend entry for each class."""
+  width = 5.6 if label is None else 6.2  # inches; the legend stands beside the points
+  figure = _figure(width, 5.6)
+  axes = figure.add_axes((0.45 / width, 0.06, 5.0 / width, 0.87))
+  _tidy(axes)
+  axes.grid(color="#eef0f2", linewidth=0.6)
+  axes.set_axisbelow(True)
+  finite = np.isfinite(x).all(axis=1)
+  lost = len(x) - int(finite.sum())
+  note = f"{len(x):,} points" + (f", {lost:,} not finite" if lost else "")
+  x = x[finite]
+  style = {"s": float(np.clip(30_000 / max(1, len(x)), 4, 16)), "linewidths": 0}
+  if label is None:
+    axes.scatter(*x.T, color=_BLUE, **style)
+  elif len(x):
+    colours = _class_colours(np.unique(label))
+    # in the order given, not class by class: the last class would hide the others
+    axes.scatter(*x.T, c=[colours[c] for c in label[finite].tolist()], **style)
+    for c, colour in colours.items():
+      axes.scatter([], [], s=30, linewidths=0, color=[colour], label=str(c))
+    if len(colours) <= 26:  # what fits
+      _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+  axes.set_title(note, fontsize=9, color=_INK, loc="left")
+  return _png(figure)
+
+
+def _plot_curves(x: np.ndarray, curves: Mapping, draws: np.ndarray | None) -> bytes:
+  """[N], {name: [N]} and draws [M] -> PNG: curves over x on a histogram of density."""
+  figure = _figure(6.4, 4.2)
+  axes = figure.add_axes((0.09, 0.08, 0.88, 0.83))
+  _tidy(axes)
+  axes.grid(color="#eef0f2", linewidth=0.6)
+  axes.set_axisbelow(True)
+  if draws is not None and len(draws):
+    low, high = float(x.min()), float(x.max())
+    inside = draws[(draws >= low) & (draws <= high)]  # neither NaN
+    outside = len(draws) - len(inside)
+    if draws.dtype.kind in "iu":
+      place, count = np.unique(inside, return_counts=True)
+      axes.bar(place, count / len(draws), width=0.8, color=_LIGHT, label="draws")
+    else:
+      bins = int(np.clip(2 * len(draws) ** (1 / 3), 10, 100))  # Rice's rule
+      count, edges = np.histogram(inside, bins, (low, high))
+      density = count / (len(draws) * (edges[1] - edges[0]))
+      axes.stairs(density, edges, fill=True, color=_LIGHT, label="draws")
+    note = f"{len(draws):,} draws" + (f", {outside:,} outside" if outside else "")
+    axes.set_title(note, fontsize=9, color=_INK, loc="left")
+  order = np.argsort(x, kind="stable")
+  marker = {"marker": "o", "markersize": 5, "linestyle": ":"} if x.dtype.kind in "iu" else {}
+  for i, (name, y) in enumerate(curves.items()):
+    axes.plot(x[order], y[order], color=f"C{i % 10}", linewidth=1.4, label=name, **marker)
+  _legend(axes)
   return _png(figure)
 
 

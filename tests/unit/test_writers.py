@@ -440,6 +440,61 @@ def test_show_by_kind(tmp_path):
     assert image.size == (3 * 58 + 2, 2 * 58 + 2)
 
 
+def test_show_colours_points_by_class(tmp_path):
+  x = np.concatenate([np.full((300, 2), -1.0), np.full((300, 2), 1.0)])
+  x[0] = np.nan  # left out, not drawn
+  label = np.repeat([3, 7], 300)
+  (path,) = writers.write_show(tmp_path, "t", 2, {"latent": {"points": x, "label": label}})
+  assert path.name == "t_00000002_latent.png"
+  rgb, colour = dark(path), {3: (214, 39, 40), 7: (127, 127, 127)}  # of tab10, by their number
+  middle = rgb.shape[0] // 2
+  for c, left, low in ((3, True, True), (7, False, False)):
+    rows, cols = np.nonzero((rgb == colour[c]).all(-1))
+    quarter = ((cols < middle) == left) & ((rows > middle) == low)
+    assert quarter.sum() > 5 and quarter.sum() > 0.3 * len(rows)  # the rest is the legend's
+  (plain,) = writers.write_show(tmp_path, "t", 2, {"plain": {"points": x}})
+  assert not (dark(plain) == colour[3]).all(-1).any()
+
+
+@pytest.mark.parametrize("classes", [[0, 9], [1, 11], range(10, 20), range(13), range(40)])
+def test_every_class_has_its_own_colour(classes):
+  colours = writers._class_colours(np.asarray(classes))
+  assert list(colours) == list(classes)
+  assert len({tuple(np.round(c, 3)) for c in colours.values()}) == len(classes)
+
+
+def test_show_draws_the_histogram_as_a_density_under_the_curve(tmp_path):
+  def bars(x, draws, height):
+    pictures = {"law": {"x": x, "height": np.full(len(x), height), "draws": draws}}
+    (path,) = writers.write_show(tmp_path, "t", 3, pictures)
+    rgb = dark(path)
+    blue = np.nonzero((rgb[..., 2] - rgb[..., 0] > 60).sum(1) > 100)[0]
+    grey = np.nonzero((rgb == (201, 205, 211)).all(-1).sum(1) > 300)[0]
+    return blue.min(), grey.min()
+
+  draws = (np.arange(4_096) + 0.5) / 1_024  # even on [0, 4], of which [0, 2] is shown in 32 bins
+  curve, grey = bars(np.linspace(0, 2, 50), draws, 0.25)
+  assert abs(curve - grey) <= 3  # pixels: the bars reach the law's height, not twice it
+  curve, grey = bars(np.arange(4), np.arange(400) % 4, 0.25)  # integers: a bar at each
+  assert abs(curve - grey) <= 3
+
+
+@pytest.mark.parametrize(
+  "table",
+  [
+    {"points": np.zeros((4, 3))},
+    {"points": np.zeros((4, 2)), "label": np.zeros(3, int)},
+    {"points": np.zeros((4, 2)), "label": np.zeros(4)},
+    {"x": np.zeros(4), "law": np.zeros(3)},
+    {"x": np.zeros(4), "draws": np.zeros((3, 1))},
+    {"y": np.zeros(4)},
+  ],
+)
+def test_show_names_what_does_not_fit(tmp_path, table):
+  with pytest.raises(ValueError, match=r"'bad' holds .* a plot is points \[N, 2\]"):
+    writers.write_show(tmp_path, "t", 1, {"bad": table})
+
+
 def test_gif_has_a_frame_for_each_png_and_holds_the_last(tmp_path):
   assert writers.write_gif(tmp_path, "train") is None
   for step in range(5):
