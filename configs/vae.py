@@ -8,7 +8,8 @@ nats (k=100) after 9,000 steps of 100.
 
 from configs import common
 
-VARIANTS = ("small", "mnist", "manifold", "paper", "test")
+LIKELIHOODS = ("gaussian", "gaussian_shared", "gaussian_pixel")
+VARIANTS = ("small", "digits", "mnist", "manifold", *LIKELIHOODS, "linear", "paper", "test")
 
 
 def get_config(variant="small"):
@@ -20,15 +21,28 @@ def get_config(variant="small"):
   c.log_every, c.sample_every, c.checkpoint_every = 200, 2_000, 2_500
   m = c.model
   m.z_dim, m.enc_widths, m.dec_widths, m.activation = 20, (400,), (400,), "tanh"
-  m.likelihood, m.std = "bernoulli", 0.1  # or gaussian, with this standard deviation of a pixel
+  m.likelihood, m.std = "bernoulli", 0.1  # std: of a pixel where it is gaussian; learned, its start
+  m.one_var = False  # q(z|x) has the same variance for all x
   m.schedule, m.steps_per_epoch, m.adam_eps = "cosine", 3_000, 1e-8  # or burda, in epochs
   m.eval_k, m.eval_chunk = 500, 50
   if variant == "mnist":
     c.data.source, c.data.name = "prepared", "mnist"
+    c.lr = 2e-3
     c.num_steps, c.checkpoint_every, c.sample_every = 60_000, 10_000, 10_000
-    m.z_dim, m.enc_widths, m.dec_widths = 50, (400, 400), (400, 400)
+    m.z_dim, m.enc_widths, m.dec_widths = 50, (200, 200), (200, 200)
   if variant == "manifold":
     m.z_dim, m.enc_widths, m.dec_widths = 2, (400, 200), (200, 400)
+  if variant == "digits":
+    c.data.source, c.data.name = "installed", "digits"
+    c.num_steps = 4_500  # 300 epochs of 1,500 digits of 8 x 8
+    m.z_dim, m.enc_widths, m.dec_widths = 8, (200, 200), (200, 200)
+  if variant in LIKELIHOODS:
+    m.likelihood = variant
+  if variant == "linear":  # its exact optimum is known: probabilistic PCA
+    c.data.source, c.data.name = "installed", "digits"
+    c.lr, c.batch_size, c.num_steps = 1e-2, 256, 6_000
+    m.likelihood, m.one_var, m.std = "gaussian_shared", True, 1.0
+    m.z_dim, m.enc_widths, m.dec_widths = 8, (), ()
   if variant == "paper":
     c.data.source, c.data.name = "prepared", "mnist"
     c.num_steps, c.batch_size, c.checkpoint_every = 9_840_000, 20, 100_000

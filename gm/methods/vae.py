@@ -4,8 +4,16 @@ Idea: a decoder p(x|z) with prior z ~ N(0, I), and an encoder q(z|x) = N(mean(x)
 makes the likelihood tractable: gradients pass through the draw z = mean + std * eps.
 Objective: maximise ELBO = E_q log p(x|z) - KL(q(z|x) || p(z)), summed over pixels and latents, mean
 over examples. distortion = -E log p(x|z), rate = KL, loss = distortion + rate = -ELBO.
+log p(x|z) by model.likelihood, with x in [0, 1] and the decoder's output l, m, s:
+  bernoulli        sum x l - softplus(l), x binarised
+  gaussian         -1/2 sum (x - m)^2 / s^2 + log 2 pi s^2, s = model.std
+  gaussian_shared  the same with one learned s; at its best s^2 is the mean squared error
+  gaussian_pixel   the same with s(z) for every pixel; log s >= -5, else the density has no bound
 nll is the importance-weighted estimate -log (1/k) sum_i p(x, z_i) / q(z_i|x), Burda et al., 2016,
 arXiv:1509.00519, an upper bound of -log p(x) that is tight for large k.
+rate = mutual_information + marginal_kl: what z tells about which of the B examples of a batch it
+came from (at most log B), and KL of the mean q(z) of the batch from p(z), Hoffman and Johnson, 2016.
+`linear` is probabilistic PCA, whose exact likelihood is reported as log_likelihood.
 Departures: binarisation is drawn anew for each batch; the decoder's output bias starts at the
 log-odds of the first batch's pixels, in Burda's code of the training set's. `paper` is their
 one-layer network and schedule; their code's Adam had other beta1 and second moment than the paper.
@@ -14,20 +22,44 @@ Run: python main.py --config=configs/vae.py --workdir=/tmp/vae
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from gm import core, diagnostics, losses, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
+from gm.probability import gaussian
+
+LIKELIHOODS = ("bernoulli", "gaussian", "gaussian_shared", "gaussian_pixel")
+MIN_LOG_STD = -5.0
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
-  """Returns the one stage of a VAE of fully connected networks."""
+  """Returns the one stage of a VAE of fully connected networks.
+
+  Raises:
+    ValueError: for an unknown model.likelihood.
+  """
   m, dtype = config.model, config.compute_dtype
-  enc = mlp.Encoder(m.z_dim, widths=m.enc_widths, activation=m.activation, dtype=dtype)
-  dec = mlp.Decoder(info.shape["image"], widths=m.dec_widths, activation=m.activation, dtype=dtype)
-  players = ["enc", "dec"]
+  if m.likelihood not in LIKELIHOODS:
+    raise ValueError(
+      f"likelihood {m.likelihood!r}: choose one of {', '.join(LIKELIHOODS)}"
+      " (--config.model.likelihood)"
+    )
+  bernoulli, per_pixel = m.likelihood == "bernoulli", m.likelihood == "gaussian_pixel"
+  linear = not m.dec_widths and m.likelihood in ("gaussian", "gaussian_shared")
+  num_pixels = math.prod(
+    info.shape["image"]
+  )  # all is flat inside: a CPU is slow on a last axis of 1
+  enc = mlp.Encoder(
+    m.z_dim, widths=m.enc_widths, activation=m.activation, one_var=m.one_var, dtype=dtype
+  )
+  num_out = num_pixels * (2 if per_pixel else 1)
+  dec = mlp.Decoder((num_out,), widths=m.dec_widths, activation=m.activation, dtype=dtype)
+  players = ["enc", "dec", *(["std"] if m.likelihood == "gaussian_shared" else [])]
+  slot = "+".join(players)
   if m.schedule == "cosine":
     rate = optim.cosine(config.lr, config.num_steps)
   else:  # Burda et al.: 8 legs of 3^i epochs, from lr down to lr / 10
@@ -35,51 +67,63 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     rate = optim.piecewise([config.lr * round(10 ** (1 - i / 7), 1) / 10 for i in range(8)], ends)
   tx = optim.adam(rate, eps=m.adam_eps)
 
-  def binarise(x, key):  # pixels in [-1, 1] -> {0, 1}; 16 random bits suffice for 8-bit pixels
-    bits = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.float32)
-    return (bits < (x + 1) / 2 * 65_536).astype(jnp.float32)
+  def binarise(x, key):  # [B, P] in [0, 1] -> {0, 1}; 16 random bits suffice for 8-bit pixels
+    words = jax.random.bits(key, (len(x), -(-num_pixels // 2)))  # faster than to ask for uint16
+    bits = jnp.concatenate([words >> 16, words & 0xFFFF], axis=1)[:, :num_pixels]
+    return (bits.astype(jnp.float32) < x * 65_536).astype(jnp.float32)
 
   def encode(p, x):  # -> mean, log_var [B, Z]
     return enc.apply({"params": p["enc"]}, x)
 
-  def decode(p, z):  # [..., Z] -> logits, or means in [0, 1] units, [..., H, W, C]
-    return dec.apply({"params": p["dec"]}, z)
+  def decode(p, z):  # [..., Z] -> logits or means [..., P], log_std that broadcasts to it
+    out = dec.apply({"params": p["dec"]}, z)
+    if per_pixel:
+      out, log_std = jnp.split(out, 2, axis=-1)
+      return out, jnp.maximum(log_std, MIN_LOG_STD)
+    return out, p["std"]["log_std"] if "std" in p else jnp.log(m.std)
 
   def log_likelihood(p, x, z):  # log p(x|z), [..., B]
-    out = decode(p, z)
-    if m.likelihood == "bernoulli":
-      return losses.bernoulli_log_prob(x, out, event_ndim=3)
-    return losses.gaussian_log_prob(x, out, jnp.log(m.std), event_ndim=3)
+    out, log_std = decode(p, z)
+    if bernoulli:
+      return losses.bernoulli_log_prob(x, out, event_ndim=1)
+    return losses.gaussian_log_prob(x, out, log_std, event_ndim=1)
+
+  def log_posterior(z, mean, log_var):  # log q(z|x)
+    return losses.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
+
+  def draw(p, x, eps):  # -> z ~ q(z|x) and its law
+    mean, log_var = encode(p, x)
+    return mean + jnp.exp(0.5 * log_var) * eps, mean, log_var
 
   def terms(p, x, eps):  # -> distortion, rate [B]
-    mean, log_var = encode(p, x)
-    z = mean + jnp.exp(0.5 * log_var) * eps
+    z, mean, log_var = draw(p, x, eps)
     return -log_likelihood(p, x, z), losses.kl_gaussian(mean, log_var)
 
   def log_weights(p, x, eps):  # eps [k, B, Z] -> log p(x, z) / q(z|x), [k, B]
-    mean, log_var = encode(p, x)
-    z = mean + jnp.exp(0.5 * log_var) * eps
-    log_q = losses.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
-    return log_likelihood(p, x, z) + losses.standard_normal_log_prob(z, event_ndim=1) - log_q
+    z, mean, log_var = draw(p, x, eps)
+    log_prior = losses.standard_normal_log_prob(z, event_ndim=1)
+    return log_likelihood(p, x, z) + log_prior - log_posterior(z, mean, log_var)
 
-  def observe(batch, key):  # what the likelihood is of
-    x = batch["image"]
-    return binarise(x, key) if m.likelihood == "bernoulli" else (x + 1) / 2
+  def observe(batch, key):  # what the likelihood is of, [B, P]
+    x = (batch["image"].reshape(-1, num_pixels) + 1) / 2
+    return binarise(x, key) if bernoulli else x
 
   def init(key, batch, prev):
     ke, kd = jax.random.split(key)
     first = dec
-    if m.likelihood == "bernoulli":  # then the decoder starts at the pixels' marginals
+    if bernoulli:  # then the decoder starts at the pixels' marginals
       mean = jnp.clip((batch["image"].mean(0).ravel() + 1) / 2, 0.01, 0.99)
       first = dec.clone(output_bias_init=inits.constant(jnp.log(mean / (1 - mean))))
     params = {
       "enc": core.build(enc, ke, batch["image"][:2])[0],
       "dec": core.build(first, kd, jnp.zeros((2, m.z_dim)))[0],
     }
+    if "std" in players:
+      params["std"] = {"log_std": jnp.log(jnp.float32(m.std))}
     return core.State(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt={"enc+dec": core.init_slot(tx, params, players)},
+      opt={slot: core.init_slot(tx, params, players)},
     )
 
   def step(state, batch, key):
@@ -96,9 +140,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
     return state.replace(step=state.step + 1), found
 
-  def picture(p, z):  # the decoder's mean, in [-1, 1]
-    out = decode(p, z)
-    return 2 * (jax.nn.sigmoid(out) if m.likelihood == "bernoulli" else out) - 1
+  def picture(p, z):  # the decoder's mean, [N, H, W, C] in [-1, 1]
+    out, _ = decode(p, z)
+    return 2 * (jax.nn.sigmoid(out) if bernoulli else out).reshape(-1, *info.shape["image"]) - 1
 
   def sample(state, batch, key):
     z = jax.random.normal(key, (len(batch["image"]), m.z_dim))
@@ -107,23 +151,34 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def evaluate(state, batch, key):
     k_pixels, k_elbo, k_weights = jax.random.split(key, 3)
     x, p = observe(batch, k_pixels), state.params
-    distortion, rate = (t.mean() for t in terms(p, x, jax.random.normal(k_elbo, latents(x))))
+    z, mean, log_var = draw(p, x, jax.random.normal(k_elbo, (len(x), m.z_dim)))
+    distortion, rate = -log_likelihood(p, x, z).mean(), losses.kl_gaussian(mean, log_var).mean()
+    log_q = log_posterior(z[:, None], mean, log_var)  # of every z under every posterior, [B, B]
+    log_mean_q = jax.nn.logsumexp(log_q, axis=1) - jnp.log(len(x))
+    information = (jnp.diagonal(log_q) - log_mean_q).mean()
 
     def part(key):  # k is visited in parts, to bound the memory
-      return log_weights(p, x, jax.random.normal(key, (m.eval_chunk, *latents(x))))
+      return log_weights(p, x, jax.random.normal(key, (m.eval_chunk, len(x), m.z_dim)))
 
     log_w = jax.lax.map(part, jax.random.split(k_weights, -(-m.eval_k // m.eval_chunk)))
     log_w = log_w.reshape(-1, len(x))[: m.eval_k]
-    return {
+    found = {
       "elbo": -(distortion + rate),
       "distortion": distortion,
       "rate": rate,
+      "mutual_information": information,
+      "marginal_kl": rate - information,
       "nll": -losses.importance_weighted_bound(log_w).mean(),
-      "active_units": diagnostics.active_units(encode(p, x)[0]),
+      "active_units": diagnostics.active_units(mean),
     }
+    if linear:
+      found["log_likelihood"] = gaussian.log_likelihood(as_linear_gaussian(p), x).mean()
+    return found
 
-  def latents(x):
-    return (len(x), m.z_dim)
+  def as_linear_gaussian(p):  # x = W z + mean + s eps
+    mean, log_std = decode(p, jnp.zeros(m.z_dim))
+    weight = (decode(p, jnp.eye(m.z_dim))[0] - mean).T
+    return gaussian.LinearGaussian(weight, mean, jnp.exp(2 * log_std))
 
   def show(state, batch, key):
     p, x = state.params, batch["image"][:32]

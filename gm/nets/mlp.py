@@ -109,11 +109,19 @@ class Discriminator(nn.Module):
 
 
 class Encoder(nn.Module):
-  """x [B, ...] -> mean and log-variance of q(z | x), each [B, latent], float32."""
+  """x [B, ...] -> mean and log-variance of q(z | x), each [B, latent], float32.
+
+  Attributes:
+    latent: Z.
+    widths: of the hidden layers; () makes the mean linear in x.
+    activation: as the generator's.
+    one_var: the log-variance is one parameter, starting at 0, instead of a function of x.
+  """
 
   latent: int
   widths: Sequence[int] = (200, 200)
   activation: str = "tanh"
+  one_var: bool = False
   kernel_init: Callable = nn.initializers.glorot_uniform()
   dtype: Any = jnp.float32
 
@@ -124,8 +132,12 @@ class Encoder(nn.Module):
     x = _flat(x)
     for width in self.widths:
       x = act(nn.Dense(width, kernel_init=self.kernel_init, dtype=self.dtype)(x))
-    out = nn.Dense(2 * self.latent, kernel_init=self.kernel_init, dtype=self.dtype)(x)
-    mean, log_var = jnp.split(out.astype(jnp.float32), 2, axis=-1)
+    num = self.latent if self.one_var else 2 * self.latent
+    out = nn.Dense(num, kernel_init=self.kernel_init, dtype=self.dtype)(x).astype(jnp.float32)
+    if self.one_var:
+      log_var = self.param("log_var", nn.initializers.zeros, (self.latent,))
+      return out, jnp.broadcast_to(log_var, out.shape)
+    mean, log_var = jnp.split(out, 2, axis=-1)
     return mean, log_var
 
 

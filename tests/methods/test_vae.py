@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from gm import inspection, job, loop, losses
+from gm.data import installed
+from gm.nets import mlp
+from gm.probability import gaussian
 
 
 def config_of(variant, **changes):
@@ -181,6 +184,81 @@ def test_gaussian_likelihood_keeps_its_constant():
   np.testing.assert_allclose(found["distortion"], 392 * np.log(2 * np.pi * 0.25), rtol=1e-5)
 
 
+def likelihood_of_grey(config, log_std, pixel=0.5):
+  """Distortion of one grey picture under a decoder that says 0 everywhere, with this log s."""
+  made = job.prepare(config)
+  batch = {"image": jnp.full((8, 28, 28, 1), 2 * pixel - 1)}
+  state = made.stages[0].init(jax.random.key(1), batch, None)
+  dec = jax.tree.map(jnp.zeros_like, state.params["dec"])
+  params = {**state.params, "dec": dec}
+  if "std" in params:
+    params["std"] = {"log_std": jnp.float32(log_std)}
+  else:
+    bias = dec[sorted(dec)[-1]]["bias"]
+    dec[sorted(dec)[-1]]["bias"] = bias.at[len(bias) // 2 :].set(log_std)
+  return float(
+    made.stages[0].step(state.replace(params=params), batch, jax.random.key(2))[1]["distortion"]
+  )
+
+
+def test_a_learned_deviation_is_best_at_the_root_of_the_squared_error():
+  """Then the distortion is 784/2 (log 2 pi s^2 + 1), s^2 the mean squared error, here 1/4."""
+  config = config_of("test", **{"model.likelihood": "gaussian_shared"})
+  best = likelihood_of_grey(config, np.log(0.5))
+  np.testing.assert_allclose(best, 392 * (np.log(2 * np.pi * 0.25) + 1), rtol=1e-5)
+  assert all(likelihood_of_grey(config, np.log(0.5) + d) > best + 1 for d in (-0.1, 0.1))
+
+
+def test_a_deviation_of_every_pixel_is_bounded_below():
+  config = config_of("test", **{"model.likelihood": "gaussian_pixel"})
+  expected = 784 * (0.5 * np.log(2 * np.pi) + 0.3 + 0.125 * np.exp(-0.6))
+  np.testing.assert_allclose(likelihood_of_grey(config, 0.3), expected, rtol=1e-5)
+  expected = 784 * (0.5 * np.log(2 * np.pi) - 5)  # a picture that is right to the pixel
+  np.testing.assert_allclose(likelihood_of_grey(config, -9.0, pixel=0.0), expected, rtol=1e-5)
+
+
+def test_an_unknown_likelihood_is_refused():
+  with pytest.raises(job.UserError, match=r"--config\.model\.likelihood"):
+    job.prepare(config_of("test", **{"model.likelihood": "laplace"}))
+
+
+def test_the_rate_is_information_and_marginal_divergence():
+  """Information is 0 where q(z|x) is the same for all x, and log B where no two overlap."""
+  made = job.prepare(config_of("test", **{"model.one_var": True}))
+  batch = {"image": jnp.tanh(jax.random.normal(jax.random.key(0), (8, 28, 28, 1)))}
+  state = made.stages[0].init(jax.random.key(1), batch, None)
+  evaluate = jax.jit(made.stages[0].evaluate)
+  for scale, information in ((0.0, 0.0), (1e3, np.log(8))):
+    enc = jax.tree.map(lambda w, scale=scale: scale * w, state.params["enc"])
+    found = evaluate(state.replace(params={**state.params, "enc": enc}), batch, jax.random.key(2))
+    np.testing.assert_allclose(found["mutual_information"], information, atol=1e-4)
+    total = found["mutual_information"] + found["marginal_kl"]
+    np.testing.assert_allclose(total, found["rate"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_latents", "optimum"), [(2, 0.005707), (8, 14.209788)])
+def test_linear_variant_reaches_the_exact_optimum(monkeypatch, num_latents, optimum):
+  """On all 1,797 digits, within 0.05 nats of probabilistic PCA's optimum and never above it."""
+  monkeypatch.setattr(installed, "NUM_TRAIN", 1_797)
+  made = job.prepare(config_of("linear", **{"model.z_dim": num_latents}))
+  source, data = loop.on_device(job.load(made, 0, "train"), made.mesh)
+  x = source.arrays["image"].reshape(1_797, 64) / 16.0
+  values = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
+  exact = gaussian.maximum_log_likelihood(values, num_latents)
+  np.testing.assert_allclose(exact, optimum, atol=1e-4)
+  state = loop.initialise(made, 0, None, source)
+  _, rows = loop.make_feed(made, 0, source)
+  call, totals = loop.make_call(made, 0, source), loop.zero_totals(made, 0)
+  for i in range(0, 6_000, 50):
+    state, totals, _ = call(state, totals, data, rows(i, 50), made.keys[0]["step"], 50)
+  whole = source.decode({k: a[:1_797] for k, a in source.arrays.items()})
+  found = made.stages[0].evaluate(state, whole, jax.random.key(0))
+  assert optimum - 0.05 < found["log_likelihood"] < optimum + 1e-3, found
+  assert optimum - 0.1 < found["elbo"] < optimum + 0.05, found  # one draw of the bound for each
+  residual = float(values[num_latents:].mean())
+  np.testing.assert_allclose(np.exp(2 * state.params["std"]["log_std"]), residual, rtol=0.01)
+
+
 def test_short_training_lowers_the_bound_and_a_wrong_sign_does_not(tmp_path, monkeypatch):
   quick = {"num_steps": 1_000, "log_every": 500, "sample_every": 0, "checkpoint_every": 0}
   quick |= {"model.eval_k": 50}
@@ -205,3 +283,40 @@ def test_mnist_reaches_90_nats(tmp_path, seed):
 def test_small_reaches_its_number(tmp_path):
   found = train(config_of("small"), tmp_path / "run")
   assert 85.0 < found["nll"] < 104.0, found
+
+
+def nearest_neighbour_accuracy(made, state):
+  """Share of test digits whose nearest training digit in latent means has their label."""
+  m = made.config.model
+  enc = mlp.Encoder(m.z_dim, widths=m.enc_widths, activation=m.activation)
+  found = {}
+  for split in ("train", "test"):
+    source = job.load(made, 0, split, shuffle=False, whole=True)
+    batch = source.decode(source.batch(0, source.num_examples))
+    x = (batch["image"].reshape(source.num_examples, -1) + 1) / 2
+    found[split] = (np.asarray(enc.apply({"params": state.params["enc"]}, x)[0]), batch["label"])
+  (known, labels), (mean, truth) = found["train"], found["test"]
+  nearest = ((mean[:, None] - known) ** 2).sum(-1).argmin(1)
+  return float((np.asarray(labels)[nearest] == np.asarray(truth)).mean())
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_digits_reach_their_number(tmp_path, seed):
+  """Between 20.0 and 23.0 nats, and 96 % by the nearest neighbour in latent means."""
+  config = config_of("digits", seed=seed)
+  found = train(config, tmp_path / "run")
+  assert 20.0 < found["nll"] < 23.0, found
+  made = job.prepare(config)
+  assert nearest_neighbour_accuracy(made, job.restore(made, str(tmp_path / "run"), 0)) >= 0.96
+
+
+@pytest.mark.learning
+def test_likelihoods_order_as_they_should(tmp_path):
+  """A learned s beats a fixed one in the exact same pixels, and s of every pixel beats both."""
+  quick = {"num_steps": 3_000, "model.eval_k": 50, "sample_every": 0}
+  nll = {
+    v: train(config_of(v, **quick), tmp_path / v)["nll"]
+    for v in ("gaussian", "gaussian_shared", "gaussian_pixel")
+  }
+  assert nll["gaussian_pixel"] < nll["gaussian_shared"] < nll["gaussian"], nll
