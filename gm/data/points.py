@@ -8,6 +8,9 @@
 | moons | two half circles with Gaussian noise | std (0.05) | moon |
 | spiral | two arms, 1.5 turns, with Gaussian noise | std (0.1) | arm |
 | checkerboard | uniform on 8 of the 16 squares of side 2 in [-4, 4]^2 | none | square |
+| quadratic | 3/8 x^2 on [0, 2] of the line | none | none |
+| table | (row, column) of a cell of a table | probs (`TABLE`, 3 x 3) | cell, row by row |
+| correlated | N(mean, cov) in the plane | mean (0.5, -1), cov (1.5, 0.4; 0.4, 0.8) | none |
 
 `scale` multiplies points, modes and standard deviations alike; 0.5 puts ring on the unit circle. A
 split is one fixed draw, 100,000 points to train and 10,000 to test, from a seed that name and split
@@ -55,7 +58,8 @@ _CURVES = {
   "spiral": _Curve(_arm, 2, 15.3, 0.1),
 }
 _MIXTURES = {"ring": 0.02, "grid": 0.05, "gaussian1d": 0.5}  # default std
-NAMES = (*_MIXTURES, *_CURVES, "checkerboard")
+NAMES = (*_MIXTURES, *_CURVES, "checkerboard", "quadratic", "table", "correlated")
+TABLE = ((0.32, 0.03, 0.01), (0.06, 0.24, 0.02), (0.02, 0.03, 0.27))
 
 
 def _positive(cfg: Any, key: str, default: float) -> float:
@@ -77,11 +81,38 @@ def _centres(name: str, cfg: Any) -> np.ndarray:
   return np.array([[float(cfg.get("mean", 4.0))]])
 
 
+def _table(cfg: Any) -> np.ndarray:
+  """Returns the probabilities [K, L] of `table`."""
+  probs = np.asarray(cfg.get("probs", TABLE), np.float64)
+  if probs.ndim != 2 or not np.isfinite(probs).all() or (probs < 0).any() or not probs.any():
+    raise ValueError(
+      f"probs {probs.tolist()} are no table of probabilities: set --config.data.probs to rows of"
+      " one length, no value negative and one at least positive"
+    )
+  return probs / probs.sum()
+
+
+def _normal(cfg: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Returns mean [2] and Cholesky factor [2, 2] of `correlated`."""
+  mean = np.asarray(cfg.get("mean", (0.5, -1.0)), np.float64)
+  cov = np.asarray(cfg.get("cov", ((1.5, 0.4), (0.4, 0.8))), np.float64)
+  try:
+    if mean.shape != (2,) or cov.shape != (2, 2) or (cov != cov.T).any():
+      raise np.linalg.LinAlgError
+    return mean, np.linalg.cholesky(cov)
+  except np.linalg.LinAlgError:
+    raise ValueError(
+      f"mean {mean.tolist()} and cov {cov.tolist()} are no normal law in the plane: set"
+      " --config.data.mean to two numbers and --config.data.cov to two rows of two, symmetric and"
+      " positive definite"
+    ) from None
+
+
 def info(cfg: Any) -> Info:
   """Returns shapes, number of classes and, for mixtures of more than one mode, the labels' modes.
 
   Raises:
-    ValueError: for an unknown name or a key that is not positive.
+    ValueError: for an unknown name, or a key that does not make a law.
 
   >>> info({"name": "ring", "scale": 0.5, "num_modes": 4}).mode_std
   0.01
@@ -89,6 +120,13 @@ def info(cfg: Any) -> Info:
   name = cfg["name"]
   memory.require(name, NAMES, what="point set", flag="--config.data.name")
   scale = _positive(cfg, "scale", 1.0)
+  if name == "quadratic":
+    return Info({"point": (1,)})
+  if name == "table":
+    return Info({"point": (2,), "label": ()}, num_classes=_table(cfg).size)
+  if name == "correlated":
+    _normal(cfg)
+    return Info({"point": (2,)})
   if name not in _MIXTURES:
     num_classes = 8 if name == "checkerboard" else 2
     return Info({"point": (2,), "label": ()}, num_classes=num_classes)
@@ -125,6 +163,15 @@ def sample(rng: np.random.Generator, n: int, cfg: Any) -> dict[str, np.ndarray]:
     row, pair = label // 2, label % 2
     corner = np.stack([2 * pair + row % 2, row], -1) * 2.0 - 4.0  # lower left of the square
     x = corner + 2.0 * rng.random((n, 2))
+  elif name == "quadratic":  # F(x) = x^3 / 8
+    x = 2.0 * np.cbrt(rng.random((n, 1)))
+  elif name == "table":
+    probs = _table(cfg)
+    label = rng.choice(probs.size, n, p=probs.ravel())
+    x = np.stack(np.unravel_index(label, probs.shape), -1)
+  elif name == "correlated":
+    mean, chol = _normal(cfg)
+    x = mean + rng.standard_normal((n, 2)) @ chol.T
   else:
     if name in _CURVES:
       curve = _CURVES[name]
@@ -170,7 +217,8 @@ def log_density(name: str, x: np.ndarray, cfg: Any) -> np.ndarray:
     cfg: config.data with the set's own keys.
 
   Returns:
-    f64 [N] in nats; -inf outside the checkerboard's squares.
+    f64 [N] in nats; -inf outside the squares of the checkerboard, the range of `quadratic` and the
+    cells of `table`, of which it is the log-probability, unaffected by `scale`.
 
   Raises:
     ValueError: as `info` does.
@@ -186,6 +234,19 @@ def log_density(name: str, x: np.ndarray, cfg: Any) -> np.ndarray:
     square = np.floor((x + 4) / 2)
     inside = np.all((square >= 0) & (square <= 3), -1) & (square.sum(-1) % 2 == 0)
     return np.where(inside, -np.log(32.0), -np.inf) - shift
+  if name == "quadratic":
+    with np.errstate(divide="ignore"):
+      density = np.where((x >= 0) & (x <= 2), 3 / 8 * x**2, 0.0)
+      return np.log(density[:, 0]) - shift
+  if name == "table":
+    probs, cell = _table(cfg), np.round(x).astype(int)
+    inside = (np.abs(x - cell) < 1e-5).all(1) & ((cell >= 0) & (cell < probs.shape)).all(1)
+    with np.errstate(divide="ignore"):
+      return np.where(inside, np.log(probs[tuple(np.where(inside[:, None], cell, 0).T)]), -np.inf)
+  if name == "correlated":
+    mean, chol = _normal(cfg)
+    square = (np.linalg.solve(chol, (x - mean).T) ** 2).sum(0)
+    return -np.log(2 * np.pi) - np.log(np.diag(chol)).sum() - square / 2 - shift
   centres, log_weights, std = _nodes(name, cfg)
   constant = x.shape[-1] * (np.log(std) + 0.5 * np.log(2 * np.pi)) + shift
   out = np.empty(len(x))

@@ -101,6 +101,7 @@ SETS = [
   ("installed", {"name": "digits"}),
   ("installed", {"name": "digits", "image_size": 16}),
 ]
+DENSE = ("gaussian1d", "quadratic", "table")  # independent draws that coincide
 
 
 @pytest.mark.parametrize("source, keys", SETS)
@@ -122,7 +123,7 @@ def test_decoded_batch_is_what_info_says(source, keys):
     assert keys.get("image_size") == (32, 14) or image.max() == 1
 
 
-@pytest.mark.parametrize("source, keys", [s for s in SETS if s[1]["name"] != "gaussian1d"])
+@pytest.mark.parametrize("source, keys", [s for s in SETS if s[1]["name"] not in DENSE])
 def test_train_and_test_share_no_row(source, keys):
   module, cfg = importlib.import_module(f"gm.data.{source}"), config(**keys)
   rows = []
@@ -132,7 +133,7 @@ def test_train_and_test_share_no_row(source, keys):
   assert rows[0] and rows[1] and not rows[0] & rows[1]
 
 
-@pytest.mark.parametrize("source, keys", [SETS[0], SETS[6], SETS[8]])
+@pytest.mark.parametrize("source, keys", [SETS[0], SETS[-4], SETS[-2]])
 def test_unknown_names_and_splits(source, keys):
   module = importlib.import_module(f"gm.data.{source}")
   with pytest.raises(ValueError, match=r"'mnits'.*--config\.data\.name.*" + keys["name"]):
@@ -213,6 +214,8 @@ LAWS = [
   ("spiral", {"std": 0.2, "scale": 0.5}, 2.5, 150),
   ("checkerboard", {}, 4.0, 160),
   ("checkerboard", {"scale": 0.25}, 1.0, 160),
+  ("correlated", {"mean": (0.5, -1.0), "cov": ((1.5, 0.4), (0.4, 0.8))}, 8.0, 200),
+  ("correlated", {"mean": (0.0, 1.0), "cov": ((1.0, -0.2), (-0.2, 2.0)), "scale": 0.5}, 6.0, 200),
 ]
 
 
@@ -245,6 +248,49 @@ def test_gaussian1d_is_the_closed_form():
   assert abs(drawn.mean() - 3) < 5 * 6 / np.sqrt(1e5)
   assert abs(drawn.std() - 6) < 5 * 6 / np.sqrt(2e5)
   assert points.info(cfg) == Info({"point": (1,)}, modes=((3.0,),), mode_std=6.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_quadratic_is_the_closed_form(scale):
+  cfg = config(name="quadratic", scale=scale)
+  line = (np.arange(4_000) + 0.5) / 2_000
+  density = np.exp(points.log_density("quadratic", scale * line[:, None], cfg))
+  np.testing.assert_allclose(density, 3 / 8 * line**2 / scale, rtol=1e-12)
+  assert abs(density.sum() * scale / 2_000 - 1) < 1e-6
+  outside = np.array([[-0.1], [0.0], [2.1]]) * scale
+  assert (points.log_density("quadratic", outside, cfg) == -np.inf).all()
+  x = points.load(cfg, "train").arrays["point"][:, 0] / scale
+  assert x.min() >= 0 and x.max() <= 2 + 1e-6
+  assert abs(x.mean() - 1.5) < 4 * np.sqrt(0.15 / 1e5)
+  want, n = np.sort(x).astype(np.float64) ** 3 / 8, len(x)
+  gap = np.maximum(want - np.arange(n) / n, np.arange(1, n + 1) / n - want).max()
+  assert gap < 1.95 / np.sqrt(n)  # Kolmogorov-Smirnov at 0.1 %
+
+
+def test_table_is_drawn_cell_by_cell():
+  cfg = config(name="table", scale=2.0)
+  facts, arrays = points.info(cfg), points.load(cfg, "train").arrays
+  assert facts.num_classes == 9 and facts.shape == {"point": (2,), "label": ()}
+  cell = arrays["point"] / 2
+  np.testing.assert_array_equal(cell @ [3, 1], arrays["label"])
+  want = 1e5 * np.array(points.TABLE).ravel()
+  chi2 = ((np.bincount(arrays["label"], minlength=9) - want) ** 2 / want).sum()
+  assert chi2 < 26.12  # the 99.9 % point with 8 degrees of freedom
+  got = points.log_density("table", np.array([[0.0, 2.0], [4.0, 0.0], [1.0, 0.0], [6.0, 0.0]]), cfg)
+  np.testing.assert_allclose(got, [np.log(0.03), np.log(0.02), -np.inf, -np.inf])
+  wide = config(name="table", probs=((2, 0, 1), (1, 0, 0)))  # counts, and what never occurs
+  label = points.load(wide, "test").arrays["label"]
+  assert points.info(wide).num_classes == 6 and set(np.unique(label)) == {0, 2, 3}
+  assert abs((label == 0).mean() - 0.5) < 4 * 0.5 / 100
+
+
+def test_tables_and_covariances_are_checked():
+  for probs in ((-1, 2), ((-0.1, 1.1),), ((0, 0),), ((np.nan, 1),)):
+    with pytest.raises(ValueError, match=r"--config\.data\.probs"):
+      points.info(config(name="table", probs=probs))
+  for cov in (((1, 2), (2, 1)), ((1, 0.5), (0, 1)), ((1, 0), (0, 0)), (1, 1)):
+    with pytest.raises(ValueError, match=r"--config\.data\.cov"):
+      points.info(config(name="correlated", cov=cov))
 
 
 def test_quadrature_is_converged():
