@@ -12,7 +12,7 @@ log p(x|z) by model.likelihood, with x in [0, 1] and the decoder's output l, m, 
 nll is the importance-weighted estimate -log (1/k) sum_i p(x, z_i) / q(z_i|x), Burda et al., 2016,
 arXiv:1509.00519, an upper bound of -log p(x) that is tight for large k.
 rate = mutual_information + marginal_kl: what z tells about which of the B examples of a batch it
-came from (at most log B), and KL of the mean q(z) of the batch from p(z), Hoffman and Johnson, 2016.
+came from (at most log B), and KL of the batch's mean q(z) from p(z), Hoffman and Johnson, 2016.
 `linear` is probabilistic PCA, whose exact likelihood is reported as log_likelihood.
 Departures: binarisation is drawn anew for each batch; the decoder's output bias starts at the
 log-odds of the first batch's pixels, in Burda's code of the training set's. `paper` is their
@@ -50,9 +50,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
   bernoulli, per_pixel = m.likelihood == "bernoulli", m.likelihood == "gaussian_pixel"
   linear = not m.dec_widths and m.likelihood in ("gaussian", "gaussian_shared")
-  num_pixels = math.prod(
-    info.shape["image"]
-  )  # all is flat inside: a CPU is slow on a last axis of 1
+  # all is flat inside: XLA's loops on a CPU are slow where the last axis has length 1
+  num_pixels = math.prod(info.shape["image"])
   enc = mlp.Encoder(
     m.z_dim, widths=m.enc_widths, activation=m.activation, one_var=m.one_var, dtype=dtype
   )
