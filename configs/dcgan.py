@@ -15,12 +15,12 @@ def get_config(variant="small"):
   if variant not in VARIANTS:
     raise common.unknown(variant, VARIANTS)
   c = common.base("dcgan")
-  c.lr = 1e-3
-  c.num_steps, c.batch_size = 2_000, 64
-  c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 500
+  c.lr = 2e-3
+  c.num_steps, c.batch_size = 4_000, 64
+  c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
   c.metrics = ("digits.scores",)
   m = c.model
-  m.b1, m.noise, m.z_dim, m.ema = 0.5, "normal", 64, 0.995
+  m.b1, m.noise, m.z_dim, m.ema = 0.5, "normal", 64, 0.999
   m.g_base, m.d_base = 32, 32
   m.start, m.kernel, m.first = 7, 4, "dense"  # 7 -> 14 -> 28; first: of G, and last of D
   m.bn_mode = "running"  # statistics of samples: running averages, or of the batch drawn

@@ -1,9 +1,14 @@
 """python main.py --config=configs/vae.py --workdir=/tmp/vae
 
-Variants: small (default; embedded digits), mnist (full MNIST), manifold (2-D latent), paper, test.
+Variants: small (default; embedded digits), digits (8x8), mnist (full MNIST), manifold (2-D latent),
+gaussian, gaussian_shared, gaussian_pixel (likelihoods of grey pixels), linear (probabilistic PCA of
+the 8x8 digits, beside its exact likelihood), paper, test.
 
-No variant has been trained to its end yet. Layers of 200 and 50 latents on full MNIST reach 99.6
-nats (k=100) after 9,000 steps of 100.
+Measured on 2 cores (80 GFLOP/s). mnist, seeds 0, 1, 2: 89.48, 89.50, 89.61 nats on the 10,000 test
+images (k = 500), bound 93.6, 93.8, 93.7, 22, 22, 21 units active; seed 0 took 9 min 12 s, 1 min of
+it to evaluate, the others ran on one core each.
+digits, seeds 0, 1, 2: 22.42, 22.37, 22.41 nats on 297 test images, 8 units active, under a minute.
+small, manifold and the Gaussian likelihoods have not been trained to their end.
 """
 
 from configs import common

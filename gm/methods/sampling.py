@@ -37,10 +37,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   m, data = config.model, config.data
   if m.method not in _LAWS:
     raise ValueError(f"--config.model.method={m.method!r} is not known: {', '.join(_LAWS)}")
-  if (data.source, data.name) != ("points", _LAWS[m.method]):
+  law = _LAWS[m.method]
+  if (data.source, data.name) != ("points", law):
     raise ValueError(
-      f"{m.method} draws from the law {_LAWS[m.method]}, the data are {data.source}:{data.name}: set"
-      f" --config.data.source=points and --config.data.name={_LAWS[m.method]}"
+      f"{m.method} draws from the law {law}, the data are {data.source}:{data.name}: set"
+      f" --config.data.source=points and --config.data.name={law}"
     )
   build = {"discrete": _discrete, "reparam": _reparam, "rejection": _rejection}
   draw, evaluate, show = build.get(m.method, _inverse)(m, data)
