@@ -1,6 +1,8 @@
 """python main.py --config=configs/gan.py --workdir=/tmp/gan
 
-Variants: small (default), ring, grid, moons (points in the plane), paper, test.
+Variants: small (default), ring, grid, moons (points in the plane), paper, test; minimax (ring with
+that loss); collapse (a ring that loses modes; remedies: --config.model.pack=2, ...unroll=5);
+vanishing (D trained against a G that does not move).
 
 Measured on 2 cores (80 GFLOP/s): small, seeds 0, 1, 2: the rarest digit is 7.6, 7.7, 8.1 % of
 10,000 samples, Frechet distance 19.8, 23.4, 22.7 (two halves of the real digits: 2.1), in runs of
@@ -12,7 +14,8 @@ modes for a plain GAN). moons and paper were not run.
 
 from configs import common
 
-VARIANTS = ("small", "ring", "grid", "moons", "paper", "test")
+POINTS = ("ring", "grid", "moons", "minimax", "collapse", "vanishing")
+VARIANTS = ("small", *POINTS, "paper", "test")
 
 
 def get_config(variant="small"):
@@ -31,19 +34,39 @@ def get_config(variant="small"):
   m.d_widths, m.d_activation, m.d_pieces, m.d_dropout = (256, 256), "leaky_relu", 1, (0.0, 0.0)
   m.g_init, m.d_init, m.g_bias_from_data = "lecun", "lecun", False
   m.g_init_scale = m.d_init_scale = 1.0
-  if variant in ("ring", "grid", "moons"):
+  m.g_bias = 0.0  # at the start, of G's output
+  m.g_from = 0  # step from which G moves
+  m.pack = 1  # samples that D sees as one
+  m.unroll = 0  # steps of D that G looks ahead
+  if variant in POINTS:
     c.lr = 1e-3
     c.num_steps, c.batch_size = 6_000, 256
     c.sample_every, c.checkpoint_every = 500, 1_000
     c.metrics = ("coverage.distance" if variant == "moons" else "coverage.modes",)
     c.num_eval_samples = 2_500
-    c.data.source, c.data.name = "points", variant
+    c.data.source, c.data.name = "points", variant if variant in ("grid", "moons") else "ring"
     m.d_lr, m.z_dim, m.g_output, m.g_norm = 2.0, 2, "none", "none"
     m.g_widths, m.g_activation, m.g_init = (128, 128), "tanh", "orthogonal"
     m.g_init_scale = m.d_init_scale = 1.4
     m.d_widths, m.d_activation, m.d_init, m.d_dropout = (128, 128), "tanh", "orthogonal", (0.0, 0.0)
   if variant == "grid":
     c.data.scale, m.g_widths, m.d_widths = 0.5, (256, 256), (256, 256, 256)
+  if variant == "minimax":
+    m.loss = "minimax"
+  if variant == "collapse":
+    c.num_steps = 4_000
+    c.metrics = ("coverage.modes", "coverage.support", "fresh.held_out")
+    c.data.scale = 0.5
+    m.d_lr, m.z_dim, m.ema = 1.0, 16, 0.0
+    m.g_activation = m.d_activation = "relu"
+  if variant == "vanishing":  # N(2, 1/16) against N(-2, 1/16)
+    c.num_steps, m.g_from = 2_000, 2_000
+    c.log_every, c.eval_every, c.sample_every = 10, 100, 0
+    c.metrics = ()
+    c.data.name, c.data.mean, c.data.std = "gaussian1d", 2.0, 0.25
+    m.loss, m.b1, m.d_lr, m.z_dim, m.ema = "minimax", 0.9, 1.0, 1, 0.0
+    m.g_widths, m.g_init_scale, m.g_bias = (), 0.25, -2.0  # orthogonal in one dimension: +-0.25
+    m.d_widths = (64, 64)
   if variant == "paper":
     c.data.source, c.data.name = "prepared", "mnist"
     c.lr, c.batch_size, c.num_steps = 0.1, 100, 300_000

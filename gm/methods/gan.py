@@ -6,27 +6,73 @@ Objective, in logits s = logit D, softplus(s) = log(1 + e^s):
   D:                 E softplus(-s(x)) + E softplus(s(G(z)))
   G, nonsaturating:  E softplus(-s(G(z)))      = -E log D(G(z))
   G, minimax:        -E softplus(s(G(z)))      =  E log(1 - D(G(z)))
+Failures and remedies: `vanishing` holds G still while D wins, and the minimax gradient dies;
+`collapse` loses modes. pack: D sees m samples as one, Lin et al., PacGAN, 2018, arXiv:1712.04086.
+unroll: G's loss is that after k more steps of D, differentiated through them, Metz et al., Unrolled
+GAN, 2017, arXiv:1611.02163.
 Departures: `paper` sets G's output bias from the pixel means of the first batch, the authors from
 those of the training set; its momentum rises at every update, theirs once an epoch. `small` is a
-smaller network with batch normalisation in G, Adam, normal noise and averaged weights.
+smaller network with batch normalisation in G, Adam, normal noise and averaged weights. The authors
+of unrolling look ahead from the D before its own step; here D has moved, as for the plain G.
 Run: python main.py --config=configs/gan.py --workdir=/tmp/gan
   about 3 minutes on 2 cores; the rarest digit is 8 % of the samples, Frechet distance 20 to 23
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import optax
 
 from gm import core, diagnostics, losses, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
 
 
+def unroll(
+  tx: optax.GradientTransformation, loss: Callable, params: Any, opt: optax.OptState, num_steps: int
+) -> Any:
+  """A player's parameters after more steps on its loss, differentiable in all that the loss holds.
+
+  Args:
+    tx: its optimizer.
+    loss: params -> scalar.
+    params: where it stands.
+    opt: state of the optimizer there; the caller's stays as it is.
+    num_steps: steps to look ahead; 0 returns `params`.
+
+  Source: Metz et al., 2017, arXiv:1611.02163, equations 4 to 6.
+
+  >>> ahead = lambda g: unroll(optax.sgd(0.5), lambda d: -g * d, 1.0, optax.EmptyState(), 2)
+  >>> float(ahead(3.0)), float(jax.grad(ahead)(3.0))  # d + 2 * 0.5 * g, and its slope in g
+  (4.0, 1.0)
+  """
+
+  def move(carry, _):
+    params, opt = carry
+    updates, opt = tx.update(jax.grad(loss)(params), opt, params)
+    return (optax.apply_updates(params, updates), opt), None
+
+  (params, _), _ = jax.lax.scan(move, (params, opt), None, length=num_steps)
+  return params
+
+
 def stages(config, info: core.Info) -> list[core.Stage]:
-  """Returns the one stage of a GAN of fully connected networks, for images or points."""
+  """Returns the one stage of a GAN of fully connected networks, for images or points.
+
+  Raises:
+    ValueError: if packs do not divide the batch.
+  """
   m = config.model
   data = "image" if "image" in info.shape else "point"
+  if config.batch_size % (m.pack * config.accumulate):
+    raise ValueError(
+      f"packs of {m.pack} do not divide a batch of {config.batch_size} in {config.accumulate}"
+      " parts: change --config.model.pack or --config.batch_size"
+    )
   g = mlp.Generator(
     info.shape[data],
     widths=m.g_widths,
@@ -46,9 +92,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   )
   if m.optimizer == "adam":
     tx = {n: optim.adam(lr, b1=m.b1) for n, lr in (("g", config.lr), ("d", config.lr * m.d_lr))}
+    # the slope of Adam's root is infinite for a weight that never had a gradient
+    ahead = optax.adam(config.lr * m.d_lr, b1=m.b1, eps_root=1e-15)
   else:  # the paper's: momentum rises for 250 epochs of 500 updates, the rate falls for ever
     momentum = optim.momentum_ramp(0.5, 0.7, num_steps=125_000)
     tx = {n: optim.sgd(optim.inverse_decay(config.lr), momentum) for n in ("g", "d")}
+    ahead = tx["d"]
   g_criterion = {"nonsaturating": losses.nonsaturating_g, "minimax": losses.minimax_g}[m.loss]
 
   unit = m.g_output == "sigmoid"  # the paper's pixels lie in [0, 1], the data's in [-1, 1]
@@ -57,9 +106,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     x, stats = core.apply(g, params, stats, z, train=train)
     return (2 * x - 1 if unit else x), stats
 
-  def D(params, x, key):  # -> logits [B]
+  def D(params, x, key):  # -> logits of packs [B / pack]
     x = (x + 1) / 2 if unit else x
-    return core.apply(d, params, {}, x, rngs={"dropout": key})[0]
+    packs = x.reshape(len(x) // m.pack, -1)
+    return core.apply(d, params, {}, packs, rngs={"dropout": key})[0]
+
+  def play(params, x, fake, key):  # -> logits of data and of samples
+    both = D(params, jnp.concatenate([x, fake]), key)
+    return jnp.split(both, 2)  # D has no batch statistics, so one pass is two
 
   def noise(key, n):
     if m.noise == "uniform":
@@ -69,12 +123,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def init(key, batch, prev):
     kg, kd = jax.random.split(key)
     x = batch[data]
-    first = g
+    first = g.clone(output_bias_init=inits.constant(m.g_bias))
     if m.g_bias_from_data:  # then G starts at the mean picture
       mean = jnp.clip((x.mean(0).ravel() + 1) / 2, 0.01, 0.99)
       first = g.clone(output_bias_init=inits.constant(jnp.log(mean / (1 - mean))))
     g_params, g_stats = core.build(first, kg, jnp.zeros((2, m.z_dim)))
-    d_params, _ = core.build(d, kd, x[:2], train=False)
+    d_params, _ = core.build(d, kd, jnp.zeros((2, m.pack * x[0].size)), train=False)
     params = {"g": g_params, "d": d_params}
     return core.State(
       step=jnp.zeros((), jnp.int32),
@@ -90,19 +144,28 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
     def d_loss(p, b):  # moves d only; G is a constant here
       fake, _ = G(p["g"], state.stats["g"], b["z"])
-      both = D(p["d"], jnp.concatenate([b["x"], fake]), jax.random.fold_in(k_drop, 0))
-      real, fake = jnp.split(both, 2)  # D has no batch statistics, so one pass is two
+      real, fake = play(p["d"], b["x"], fake, jax.random.fold_in(k_drop, 0))
       return losses.bce_d(real, fake), ({}, diagnostics.discriminator_stats(real, fake))
 
     def g_loss(p, b):  # moves g only, against the D that has just moved
       fake, stats = G(p["g"], state.stats["g"], b["z"])
-      return g_criterion(D(p["d"], fake, jax.random.fold_in(k_drop, 1))), ({"g": stats}, {})
+      players = {"d": p["d"]}
+      if m.unroll:  # or against the one that it would become; the fakes are no constants to it
+        look = lambda q: losses.bce_d(*play(q["d"], b["x"], fake, jax.random.fold_in(k_drop, 2)))
+        players = unroll(ahead, look, players, state.opt["d"], m.unroll)
+      return g_criterion(D(players["d"], fake, jax.random.fold_in(k_drop, 1))), ({"g": stats}, {})
 
     k = config.accumulate
     state, found = core.minimize(
       state, tx["d"], d_loss, ["d"], {"x": x, "z": noise(kd, n)}, accumulate=k
     )
-    state, more = core.minimize(state, tx["g"], g_loss, ["g"], {"z": noise(kg, n)}, accumulate=k)
+    moved, more = core.minimize(
+      state, tx["g"], g_loss, ["g"], {"x": x, "z": noise(kg, n)}, accumulate=k
+    )
+    if m.g_from:  # until then D trains alone; what G would do is logged
+      starts = state.step >= m.g_from
+      moved = jax.tree.map(lambda new, old: jnp.where(starts, new, old), moved, state)
+    state = moved
     ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
     return state.replace(step=state.step + 1, ema=ema), {**found, **more}
 
@@ -112,19 +175,48 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def sample(state, batch, key):
     return {data: generate(state, noise(key, len(batch[data])))}
 
+  # both laws are known where the data are normal and G(z) = a z + b on a line
+  line = info.shape[data] == (1,) and m.pack == 1
+  affine = not m.g_widths and m.g_output == "none" and m.noise == "normal" and m.z_dim == 1
+  exact = line and affine and len(info.modes) == 1
+
+  def best(g_params, x):  # logits of D* = p_data / (p_data + p_g), [B, 1] -> [B]
+    (b,), (a_and_b,) = G(g_params, {}, jnp.array([[0.0], [1.0]]))[0]
+
+    def log_prob(mean, std):
+      return losses.gaussian_log_prob(x, jnp.full_like(x, mean), jnp.log(std))
+
+    return log_prob(info.modes[0][0], info.mode_std) - log_prob(b, jnp.abs(a_and_b - b))
+
   def evaluate(state, batch, key):
     k_noise, k_drop = jax.random.split(key)
-    z = noise(k_noise, len(batch[data]))
+    x = batch[data][: len(batch[data]) // m.pack * m.pack]
+    z = noise(k_noise, len(x))
 
     def logits(params):
       return D(state.params["d"], G(params, state.stats["g"], z)[0], k_drop)
 
-    return diagnostics.generator_gradients(logits, state.params["g"])
+    found = diagnostics.generator_gradients(logits, state.params["g"])
+    if exact:  # the game's value under D and under the best D, on the same points
+      fake = G(state.params["g"], {}, z)[0]
+      value = -losses.bce_d(*play(state.params["d"], x, fake, jax.random.fold_in(k_drop, 1)))
+      top = -losses.bce_d(best(state.params["g"], x), best(state.params["g"], fake))
+      found |= {"value": value, "value_best": top}
+    return found
 
   def show(state, batch, key):
-    if data != "image":
+    if data == "image":
+      start, end = noise(key, 16).reshape(2, 8, m.z_dim)
+      return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
+    if not line:
       return {}
-    start, end = noise(key, 16).reshape(2, 8, m.z_dim)
-    return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
+    k_noise, k_drop = jax.random.split(key)
+    real, fake = batch[data], generate(state, noise(k_noise, len(batch[data])))
+    both = jnp.concatenate([real, fake])
+    x = jnp.linspace(both.min() - 1, both.max() + 1, 400)
+    curves = {"D": jax.nn.sigmoid(D(state.params["d"], x[:, None], k_drop))}
+    if exact:
+      curves["best D"] = jax.nn.sigmoid(best(state.ema["g"], x[:, None]))
+    return {"discriminator": {"x": x, **curves, "draws": fake[:, 0]}}
 
   return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]

@@ -12,6 +12,9 @@ from gm.core import Info
 RADIUS = 3.0  # standard deviations: the convention of VEEGAN and PacGAN
 ENOUGH = 20  # points that make a mode more than a stray
 NUM_DIRECTIONS = 64
+BIRTHDAYS = 100  # samples among which a duplicate is looked for
+ORDERS = 8  # in which the points are read
+SAME = 1e-3  # share of the pairs of real points that count as duplicates
 
 
 def modes(
@@ -102,6 +105,53 @@ def distance(
     "sliced_w1": sliced_wasserstein(x, y),
     "sliced_w1_self": sliced_wasserstein(y[::2], y[1::2]) if len(y) > 1 else 0.0,
   }
+
+
+def support(
+  fake: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], info: Info
+) -> dict[str, float]:
+  """The birthday test on points of any law, with duplicates defined by the real data.
+
+  Two points are duplicates where they are as near as the nearest thousandth of the pairs of real
+  points, so that real data have a support of about 1,000 and a sampler on one of 8 equal modes has
+  an eighth of that. Batches of 100 are drawn from the points in 8 shuffled orders; between
+  independent draws of 2,500 points the estimate still varies by about a tenth.
+
+  Args:
+    fake: "point" [N, D].
+    real: "point" [M, D].
+    info: not used.
+
+  Returns:
+    support: `birthday_support` of the samples; infinity where too few of the batches of 100 hold a
+      duplicate, which is a support of more than 7,000.
+    support_real: the same of the real points.
+
+  Raises:
+    ValueError: if there are no points, or fewer than 100 of either.
+
+  >>> x = np.random.default_rng(0).random((4000, 2))
+  >>> found = support({"point": x / 4}, {"point": x}, Info({}))  # a sixteenth of the area
+  >>> found["support_real"] / found["support"] > 8
+  True
+  """
+  x, y = _points(fake, "samples"), _points(real, "real data")
+  if min(len(x), len(y)) < BIRTHDAYS:
+    raise ValueError(
+      f"coverage.support looks for duplicates among {BIRTHDAYS} points, given {len(x)} samples and"
+      f" {len(y)} real ones: raise --config.num_eval_samples"
+    )
+  some = y[:2000]
+  square = sum((some[:, d, None] - some[:, d]) ** 2 for d in range(some.shape[1]))
+  tolerance = float(np.sqrt(np.quantile(square[np.triu_indices(len(some), 1)], SAME)))
+  rng = np.random.default_rng(0)
+
+  def estimate(z):
+    orders = [rng.permutation(z)[: len(z) // BIRTHDAYS * BIRTHDAYS] for _ in range(ORDERS)]
+    batches = np.concatenate(orders).reshape(-1, BIRTHDAYS, z.shape[1])
+    return birthday_support(batches, tolerance=tolerance)
+
+  return {"support": estimate(x), "support_real": estimate(y)}
 
 
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from gm.core import Info
 from gm.data import embedded, points
-from gm.metrics import coverage, digits, frechet
+from gm.metrics import coverage, digits, frechet, fresh
 
 RNG = functools.partial(np.random.default_rng, 0)
 
@@ -225,6 +225,55 @@ def test_birthday_support():
   close = 10.0 * rng.integers(400, size=(40, 100, 1)) + rng.uniform(-0.4, 0.4, (40, 100, 1))
   assert coverage.birthday_support(close) == np.inf  # no two are equal
   assert 400 / 1.8 < coverage.birthday_support(close, tolerance=1.0) < 400 * 1.8
+
+
+def test_support_is_that_of_the_real_data_for_an_exact_sampler_and_an_eighth_on_one_mode():
+  real, _, info = ring(2500)
+  exact, _, _ = ring(2500, seed=1)
+  many, label, _ = ring(20_100, seed=2)
+  found = coverage.support({"point": exact}, {"point": real}, info)
+  assert found["support_real"] == pytest.approx(1000, rel=0.25)
+  assert found["support"] == pytest.approx(1000, rel=0.35)
+  one = coverage.support({"point": many[label == 3][:2400]}, {"point": real}, info)
+  assert one["support"] == pytest.approx(125, rel=0.35)
+  assert one["support_real"] == pytest.approx(1000, rel=0.25)
+  with pytest.raises(ValueError, match="given 99 samples"):
+    coverage.support({"point": exact[:99]}, {"point": real}, info)
+
+
+# --- a fresh discriminator
+
+
+def test_a_fresh_discriminator_cannot_tell_an_exact_sampler():
+  found = fresh.held_out({"point": ring(2500, seed=1)[0]}, {"point": ring(2500)[0]}, None)
+  assert found["fresh_accuracy"] == pytest.approx(0.5, abs=0.05)
+  assert -0.03 < found["fresh_jsd"] < 0.01
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+def test_a_fresh_discriminator_finds_a_collapse(kept):
+  """Of 8 modes k are drawn: JSD by hand, and the best D is right on all lost and all drawn ones."""
+  many, label, _ = ring(20_100, seed=1)
+  fake = {"point": many[label < kept][:2400]}
+  found = fresh.held_out(fake, {"point": ring(2400)[0]}, None)
+  p, q = np.full(8, 1 / 8), np.where(np.arange(8) < kept, 1 / kept, 0)
+  kl = lambda a: np.sum(a[a > 0] * np.log(a[a > 0] / ((p + q) / 2)[a > 0]))
+  assert found["fresh_jsd"] == pytest.approx(0.5 * kl(p) + 0.5 * kl(q), abs=0.03)
+  assert found["fresh_accuracy"] == pytest.approx(0.5 * (1 - kept / 8) + 0.5, abs=0.03)
+
+
+def test_a_fresh_discriminator_estimates_a_divergence_and_is_not_fooled_by_many_pixels():
+  rng = RNG()
+  shifted = rng.standard_normal((2400, 1)) + 2
+  found = fresh.held_out({"point": shifted}, {"point": rng.standard_normal((2400, 1))}, None)
+  assert found["fresh_jsd"] == pytest.approx(0.3368308203, abs=0.04)  # N(0, 1) and N(2, 1)
+  noise = rng.standard_normal((2, 400, 10, 10, 1))  # fewer examples than it could learn by heart
+  found = fresh.held_out({"image": noise[0]}, {"image": noise[1]}, None)
+  assert found["fresh_jsd"] < 0.02
+  with pytest.raises(ValueError, match="samples hold text"):
+    fresh.held_out({"text": noise}, {"image": noise[0]}, None)
+  with pytest.raises(ValueError, match="4 finite examples of both, given 2400 samples"):
+    fresh.held_out({"point": shifted * np.nan}, {"point": shifted}, None)
 
 
 # --- digits
