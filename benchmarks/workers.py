@@ -1,0 +1,115 @@
+"""What runs in the processes that benchmarks.steps starts: one measurement each."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from benchmarks import measuring
+
+PEAK_SIZE = 2048  # of the square matrices whose product is the machine's peak
+
+
+def work(side: str, config: Any, torch_class: str, args: Any) -> dict:
+  """Measures one side of one workload.
+
+  Args:
+    side: "facts" (nothing is run), "ours" or a form of PyTorch.
+    config: of the workload.
+    torch_class: in models_torch.py.
+    args: flags; seconds 0 does one step only.
+
+  Returns:
+    Seconds until the first step was done ("start"), of the first step ("first") and of one step
+    ("step"); the most memory; parameter counts. For "facts" operations and parameter counts.
+  """
+  if side == "facts":
+    return facts(config, args.data)
+  if side == "ours":
+    block, params = ours(config)
+  else:
+    block, params = theirs(config, torch_class, side, args.data, args.threads)
+  since = time.perf_counter()
+  block(1)
+  found = {"first": time.perf_counter() - since, "start": time.time() - args.started}
+  if args.seconds:
+    found["step"] = measuring.per_step(block, args.seconds)
+  return {**found, "megabytes": measuring.peak_megabytes(), "params": params}
+
+
+def facts(config: Any, data_file: str) -> dict:
+  """Parameters and operations by `--mode=inspect`; saves the data set for PyTorch."""
+  import numpy as np
+
+  from gm import inspection, job
+
+  prepared = job.prepare(config)
+  stage = inspection.describe(prepared)["stages"][0]
+  np.savez(data_file, **job.load(prepared, 0, "train").arrays)
+  return {"params": stage["params"], "flops": stage["flops_per_step"]}
+
+
+def ours(config: Any) -> tuple:
+  """Returns block(n), n steps as the loop makes them, and the parameter counts."""
+  import jax
+
+  from gm import core, job, loop
+
+  prepared = job.prepare(config)
+  source, data = loop.on_device(job.load(prepared, 0, "train"), prepared.mesh)
+  state = jax.block_until_ready(loop.initialise(prepared, 0, None, source))
+  totals, key = loop.zero_totals(prepared, 0), prepared.keys[0]["step"]
+  pace, rows = loop.make_feed(prepared, 0, source)
+  call = loop.make_call(prepared, 0, source)
+  params = {name: core.count(p) for name, p in state.params.items()}
+  step = 0
+
+  def block(n):
+    nonlocal state, totals, step
+    state, totals, done = call(state, totals, data, rows(step, n), key, n)
+    if step == 0:
+      done.block_until_ready()
+    pace.wait(done, n)  # for the call before this one
+    step += n
+
+  return block, params
+
+
+def theirs(config: Any, torch_class: str, form: str, data_file: str, threads: int) -> tuple:
+  """Returns block(n), n steps of PyTorch, and the parameter counts."""
+  import numpy as np
+  import torch
+
+  from benchmarks import models_torch
+
+  torch.set_num_threads(threads)
+  torch.set_flush_denormal(True)  # as XLA does
+  with np.load(data_file) as file:
+    data = dict(file)
+  model = getattr(models_torch, torch_class)(config, data, models_torch.FORMS[form])
+  params = {n: sum(p.numel() for p in net.parameters()) for n, net in model.networks.items()}
+
+  def block(n):
+    for _ in range(n):
+      model.step()
+
+  return block, params
+
+
+def peak(side: str, seconds: float, threads: int) -> dict:
+  """Operations per second of a large matrix product in float32, by jax or by torch."""
+  import numpy as np
+
+  x = np.random.default_rng(0).standard_normal((PEAK_SIZE, PEAK_SIZE), np.float32)
+  if side == "ours":
+    import jax
+
+    x, product = jax.numpy.asarray(x), jax.jit(jax.numpy.matmul)
+    block = lambda n: [product(x, x).block_until_ready() for _ in range(n)]
+  else:
+    import torch
+
+    torch.set_num_threads(threads)
+    x = torch.from_numpy(x)
+    block = lambda n: [x @ x for _ in range(n)]
+  return {"flops_per_second": 2 * PEAK_SIZE**3 / measuring.per_step(block, seconds)}
