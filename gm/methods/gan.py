@@ -46,7 +46,8 @@ def unroll(
 
   Source: Metz et al., 2017, arXiv:1611.02163, equations 4 to 6.
 
-  >>> ahead = lambda g: unroll(optax.sgd(0.5), lambda d: -g * d, 1.0, optax.EmptyState(), 2)
+  >>> tx = optax.sgd(0.5)
+  >>> ahead = lambda g: unroll(tx, lambda d: -g * d, 1.0, tx.init(1.0), 2)
   >>> float(ahead(3.0)), float(jax.grad(ahead)(3.0))  # d + 2 * 0.5 * g, and its slope in g
   (4.0, 1.0)
   """

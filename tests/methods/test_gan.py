@@ -228,8 +228,10 @@ def test_packs_are_judged_as_one():
 def test_unrolling_a_bilinear_game():
   """D raises g d by k steps of rate r: d_k = d + k r g, so d/dg of g d_k is d + 2 k r g."""
 
+  tx = optax.sgd(0.1)
+
   def value(g, d, k):
-    return g * gan.unroll(optax.sgd(0.1), lambda d: -g * d, d, optax.EmptyState(), k)
+    return g * gan.unroll(tx, lambda d: -g * d, d, tx.init(d), k)
 
   for k in (0, 1, 4):
     np.testing.assert_allclose(jax.grad(value)(3.0, 2.0, k), 2.0 + 2 * k * 0.1 * 3.0, rtol=1e-6)
