@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import entr, xlogy
+
+from gm.probability.joint import law
 
 _NATS = {"nats": 1.0, "bits": math.log(2.0)}  # in one unit
 
@@ -25,23 +26,8 @@ def _in_base(nats: jax.Array, base: str) -> jax.Array:
   return nats / _NATS[base]
 
 
-def _law(name: str, probs: jax.Array) -> jax.Array:
-  """The weights divided by their sum."""
-  probs = jnp.asarray(probs)
-  probs = probs if jnp.issubdtype(probs.dtype, jnp.floating) else probs.astype(float)
-  if not isinstance(probs, jax.core.Tracer):
-    values = np.asarray(probs)
-    if not values.size or not np.isfinite(values).all() or (values < 0).any() or not values.any():
-      raise ValueError(
-        f"{name}: given {values.tolist()}; its values must be finite, none negative, and one at"
-        " least positive"
-      )
-  total = probs.sum()
-  return jnp.where((probs >= 0).all() & jnp.isfinite(total), probs / total, jnp.nan)
-
-
 def _laws(p: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-  p, q = _law("p", p), _law("q", q)
+  p, q = law("p", p), law("q", q)
   if p.shape != q.shape:
     raise ValueError(f"p {p.shape} and q {q.shape} are laws on different sets")
   return p, q
@@ -76,7 +62,7 @@ def entropy(p: jax.Array, *, base: str = "nats") -> jax.Array:
   >>> float(entropy(jnp.array([0.5, 0.25, 0.125, 0.125]), base="bits"))
   1.75
   """
-  return _in_base(entr(_law("p", p)).sum(), base)
+  return _in_base(entr(law("p", p)).sum(), base)
 
 
 def cross_entropy(p: jax.Array, q: jax.Array, *, base: str = "nats") -> jax.Array:
@@ -160,7 +146,7 @@ def conditional_entropy(joint: jax.Array, given: int, *, base: str = "nats") -> 
   >>> float(conditional_entropy(jnp.array([[1, 1], [0, 2]]), given=0, base="bits"))  # 1/2 one bit
   0.5
   """
-  joint = _law("joint", joint)
+  joint = law("joint", joint)
   if not -joint.ndim <= given < joint.ndim:
     raise ValueError(f"given={given} is no axis of a table {joint.shape}")
   others = tuple(a for a in range(joint.ndim) if a != given % joint.ndim)
@@ -184,7 +170,7 @@ def mutual_information(joint: jax.Array, *, base: str = "nats") -> jax.Array:
   >>> float(mutual_information(jnp.eye(4), base="bits"))
   2.0
   """
-  joint = _law("joint", joint)
+  joint = law("joint", joint)
   if joint.ndim != 2:
     raise ValueError(f"a table of two variables is [X, Y], given {joint.shape}")
   apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
@@ -208,7 +194,7 @@ def code_lengths(p: jax.Array) -> jax.Array:
   >>> code_lengths(jnp.array([0.5, 0.25, 0.125, 0.125])).tolist()
   [1.0, 2.0, 3.0, 3.0]
   """
-  return -jnp.log2(_law("p", p))
+  return -jnp.log2(law("p", p))
 
 
 class Estimate(NamedTuple):
@@ -285,7 +271,7 @@ def jensen_gap(f: Callable, values: jax.Array, probs: jax.Array) -> jax.Array:
   >>> float(jensen_gap(jnp.square, jnp.array([-1.0, 1.0]), jnp.array([1, 1])))  # the variance
   1.0
   """
-  probs, values = _law("probs", probs), jnp.asarray(values)
+  probs, values = law("probs", probs), jnp.asarray(values)
   if probs.shape != values.shape:
     raise ValueError(f"values {values.shape} and probs {probs.shape} differ; both are [K]")
   return (probs * f(values)).sum() - f((probs * values).sum())

@@ -11,8 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def _law(name: str, table: jax.Array) -> jax.Array:
-  """The table divided by its sum."""
+def law(name: str, table: jax.Array) -> jax.Array:
+  """Divides weights by their sum.
+
+  Args:
+    name: what an error calls them.
+    table: any shape.
+
+  Returns:
+    The shape of table, float; NaN throughout if it turns out to be no law inside jit.
+
+  Raises:
+    ValueError: if a value is negative or not finite, or all are zero.
+
+  >>> law("counts", jnp.array([1, 3])).tolist()
+  [0.25, 0.75]
+  """
   table = jnp.asarray(table)
   table = table if jnp.issubdtype(table.dtype, jnp.floating) else table.astype(float)
   if not isinstance(table, jax.core.Tracer):
@@ -56,7 +70,7 @@ def marginal(joint: jax.Array, axis: int) -> jax.Array:
   >>> marginal(jnp.array([[1, 1], [0, 2]]), 0).tolist()
   [0.5, 0.5]
   """
-  joint = _law("joint", joint)
+  joint = law("joint", joint)
   return joint.sum(_others(joint, axis))
 
 
@@ -77,7 +91,7 @@ def conditional(joint: jax.Array, given: int) -> jax.Array:
   >>> conditional(jnp.array([[1, 1], [0, 2]]), given=0).tolist()
   [[0.5, 0.5], [0.0, 1.0]]
   """
-  joint = _law("joint", joint)
+  joint = law("joint", joint)
   return joint / joint.sum(_others(joint, given), keepdims=True)
 
 
@@ -97,7 +111,7 @@ def bayes(prior: jax.Array, likelihood: jax.Array) -> jax.Array:
   >>> bayes(jnp.array([0.5, 0.5]), jnp.array([[0.75, 0.25], [0.25, 0.75]])).tolist()
   [[0.75, 0.25], [0.25, 0.75]]
   """
-  prior, likelihood = _law("prior", prior), jnp.asarray(likelihood)
+  prior, likelihood = law("prior", prior), jnp.asarray(likelihood)
   if prior.ndim != 1 or likelihood.ndim != 2 or len(prior) != len(likelihood):
     raise ValueError(f"given prior {prior.shape} and likelihood {likelihood.shape}: [X], [X, Y]")
   return conditional(prior[:, None] * likelihood, given=1)
@@ -119,7 +133,7 @@ def expectation(probs: jax.Array, values: jax.Array) -> jax.Array:
   >>> float(expectation(jnp.array([1, 3]), jnp.array([0.0, 4.0])))
   3.0
   """
-  probs = _law("probs", probs)
+  probs = law("probs", probs)
   return (probs * jnp.broadcast_to(jnp.asarray(values), probs.shape)).sum()
 
 
@@ -165,7 +179,7 @@ def covariance(joint: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
   >>> float(covariance(jnp.eye(2), jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0])))
   0.5
   """
-  joint = _law("joint", joint)
+  joint = law("joint", joint)
   if joint.ndim != 2:
     raise ValueError(f"a table of two variables is [X, Y], given {joint.shape}")
   x, y = _along(x, joint, 0), _along(y, joint, 1)

@@ -1,7 +1,6 @@
 """Laws, divergences and normals against closed forms and the worked table."""
 
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -393,10 +392,3 @@ def test_maximum_likelihood_on_the_digits(float64, d, want, var):
       model._replace(var=model.var * change),
     ):
       assert average(worse) < found
-
-
-def test_nothing_here_imports_the_rest():
-  from conftest import ROOT
-
-  for path in (ROOT / "gm/probability").glob("*.py"):
-    assert not re.search(r"^(from|import) gm\b", path.read_text(), re.M), path

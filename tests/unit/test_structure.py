@@ -21,7 +21,7 @@ ALLOWED = {  # who may import what of gm
   "optim": set(),
   "pictures": set(),
   "diagnostics": set(),
-  "probability": set(),
+  "probability": {"probability"},
   "data": {"core", "data"},
   "metrics": {"nets", "nn", "core", "metrics", "weights"},
 }
