@@ -444,6 +444,8 @@ def _headline(facts: Mapping, config: Mapping, records: Sequence[Mapping]) -> st
     speeds = [s for s in speeds if isinstance(s, (int, float)) and math.isfinite(s)]
     if speeds:
       items.append((_number(round(float(np.median(speeds)))), "examples per second, median"))
+  elif config.get("num_steps") == 0:
+    items.append(("no steps", "a sampler: nothing is trained"))
   else:
     items.append(("nothing logged", "so far"))
   cells = "".join(f"<div><b>{_e(v)}</b><span>{_e(k)}</span></div>" for v, k in items)

@@ -205,6 +205,11 @@ def test_unfinished_run(tmp_path):
   assert "unfinished" in page.text and "200 of 400" in page.text
 
 
+def test_a_sampler_says_that_nothing_is_trained():
+  assert "nothing is trained" in report._headline({}, {"num_steps": 0}, [])
+  assert "nothing logged" in report._headline({}, {"num_steps": 5}, [])
+
+
 def test_everything_is_escaped(tmp_path, monkeypatch):
   evil = "<script>alert('x')</script>\"&"
   writers.write_config(tmp_path, {"method": evil, evil: evil}, {"data": evil, "command": evil})
