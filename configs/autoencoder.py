@@ -2,6 +2,12 @@
 
 Variants: small (default; embedded digits, 784-512-256-2), digits (8x8, 64-128-64-2), linear (the
 same data, no hidden layer), paper (784-1000-500-250-30 on full MNIST), test.
+
+Measured, squared error per pixel, seed 0: linear 0.05247 on the training digits, where two
+principal components leave 0.05247, in 5 s; digits 0.0226 there and 0.0393 on the test digits, where
+they leave 0.0504, in 30 s on a busy machine. small and paper were not run.
+Of decoded draws of N(0, I) 0.76 (linear) and 0.98 (digits) pass the test of the nearest image: they
+fall among the codes near 0, where the decoder blurs many digits into one.
 """
 
 from configs import common

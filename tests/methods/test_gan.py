@@ -255,6 +255,9 @@ def test_unrolling_changes_what_g_feels_and_nothing_else():
   grads, ds = {}, {}
   for k in (0, 3):
     state, step = collapse_step(x, **{"model.unroll": k})
+    bias = state.params["d"]["Dense_0"]["bias"]
+    bias = bias.at[0].set(-100)  # a dead unit, whose weights never had a gradient
+    state.params["d"]["Dense_0"]["bias"] = bias
     adam, rest = state.opt["d"]
     huge = adam._replace(nu=jax.tree.map(lambda v: v + 1e30, adam.nu))  # then D cannot move
     stuck = state.replace(opt={**state.opt, "d": (huge, rest)})
