@@ -5,7 +5,9 @@ paper and paper_clip (32 px), test, test_clip.
 
 Measured: ring, seed 0, covers 8 of 8 modes with at least 5 % of 4,096 samples each, at least 65 %
 of them within 0.2 of a centre. A critic alone, with a one-sided penalty of weight 50, finds W1 of
-two Gaussians on a line within 10 %. small, clip, line and paper have not been trained to their end.
+two Gaussians on a line within 10 %. small, seed 0: the rarest digit is 6.7 % of 10,000 samples,
+Frechet distance 58 (two halves of the real digits: 2.1), slope 1.14 on held-out pairs, 7 minutes of
+one core (80 GFLOP/s on two). clip, line and paper have not been trained to their end.
 """
 
 from configs import common
@@ -17,20 +19,20 @@ def get_config(variant="small"):
   if variant not in VARIANTS:
     raise common.unknown(variant, VARIANTS)
   c = common.base("wgan")
-  c.lr = 1e-4
-  c.num_steps, c.batch_size = 1_500, 64  # G steps; each of num_critic critic steps sees a batch
+  c.lr = 5e-4
+  c.num_steps, c.batch_size = 2_000, 32  # G steps; each of num_critic critic steps sees a batch
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 500
   c.metrics = ("digits.scores",)
   m = c.model
   m.lipschitz, m.num_critic, m.gp_weight, m.clip = "gp", 5, 10.0, 0.01
   m.b1, m.b2, m.ema = 0.5, 0.9, 0.995
   m.nets, m.z_dim, m.scheme = "conv", 128, "improved_wgan"
-  m.base, m.kernel, m.first, m.crop = 16, 5, "dense", True  # 28 -> 14 -> 7 -> 4
+  m.base, m.kernel, m.first, m.crop = 16, 4, "dense", True  # 28 -> 14 -> 7 -> 4
   m.g_norm, m.d_norm, m.output = "none", "none", "tanh"
   m.widths = (128, 128, 128)  # where nets is "mlp"
   if variant in ("ring", "line"):
     c.data.source, c.data.name = "points", {"ring": "ring", "line": "gaussian1d"}[variant]
-    c.num_steps, c.batch_size = 2_000, 128
+    c.lr, c.num_steps, c.batch_size = 1e-4, 2_000, 128
     c.metrics, c.num_eval_samples = ("coverage.modes",), 2_500
     m.nets, m.z_dim, m.gp_weight, m.scheme = "mlp", 2, 0.1, "he_uniform"
     c.data.scale = 0.7071 if variant == "ring" else 1.0  # radius 2 -> 1.414, as the authors do
@@ -42,7 +44,7 @@ def get_config(variant="small"):
   if variant.startswith("paper"):
     c.data.source, c.data.name = "tfds", "cifar10"
     c.data.image_size, c.data.channels = 32, 3
-    c.num_steps, c.metrics = 40_000, ()
+    c.lr, c.batch_size, c.num_steps, c.metrics = 1e-4, 64, 40_000, ()
     m.z_dim, m.scheme, m.ema, m.b2 = 100, "torch", 0.0, 0.999
     m.base, m.kernel, m.first, m.crop = 256, 4, "conv", False
     m.g_norm, m.d_norm = "batch", "instance"

@@ -34,7 +34,7 @@ def test_paper_has_the_published_sizes(variant):
 
 
 def test_the_authors_mnist_networks_have_their_sizes():
-  config = config_of("small", **{"model.base": 64})
+  config = config_of("small", **{"model.base": 64, "model.kernel": 5})
   (stage,) = inspection.describe(job.prepare(config))["stages"]
   assert stage["params"] == {"g": 1_554_177, "d": 1_030_145}
 
