@@ -13,10 +13,11 @@ modes for a plain GAN). moons and paper were not run.
 collapse, seeds 0, 1, 2: 4, 1, 3 of 8 modes have 20 of 2,500 samples (8, 1, 8 have one), mode KL
 0.65, 2.08, 0.94, 0.80, 0.05, 0.83 of high quality; a fresh discriminator finds a JSD of at least
 0.15, 0.52, 0.17. With model.pack=2: 8 of 8, KL 0.017, 0.004, 0.008, quality 0.73, 0.82, 0.81, JSD
-below 0.001. Both take about 25 s of one core. model.unroll=5 takes 200 s; seed 0: 8 of 8, KL 0.14,
-quality 0.40, JSD 0.08; its other seeds were not run.
-vanishing: after 10, 100, 500, 2,000 steps of D the minimax gradient is 1.6e-1, 4.6e-3, 4.7e-4,
-4.2e-5 of the other, and the game's value -0.29, -7.7e-3, -6.8e-4, -5.7e-5 of at most 0.
+below 0.001. Both take about 25 s of one core. With model.unroll=5, in 150 s: 8, 6, 4 of 8, KL 0.14,
+0.30, 0.71, quality 0.40, 0.72, 0.72, JSD 0.08, 0.08, 0.16: less collapse, but no cure here.
+vanishing, seed 0: after 10, 100, 500, 2,000 steps of D the minimax gradient is 2.4e-1, 7.5e-3,
+8.0e-4, 8e-5 of the other (seeds 1 and 2 end at 4e-5 and 5e-5), and the game's value -0.42, -1.2e-2,
+-1.2e-3, -1.1e-4 of at most 0.
 """
 
 from configs import common
