@@ -308,18 +308,27 @@ def test_bfloat16_computes_and_keeps_float32_parameters():
 # --------------------------------------------------------------------------------------- learning
 
 
-def test_ring_is_covered_and_broken_games_do_not_cover_it(tmp_path, monkeypatch):
-  """All 8 modes, 80 % of high quality; neither with a wrong sign nor with a still D."""
-  quick = {"log_every": 500, "sample_every": 0, "checkpoint_every": 0}
-  healthy = lambda found: found["modes_20"] == 8 and found["high_quality"] >= 0.8
-  found = train(config_of("ring", **quick), tmp_path / "ok")
-  assert healthy(found), found
-  assert found["mode_kl"] < 0.15
-  still = train(config_of("ring", **quick, **{"model.d_lr": 0.0}), tmp_path / "still")
-  assert not healthy(still), still
+QUICK = {"log_every": 500, "sample_every": 0, "checkpoint_every": 0}
+
+
+def healthy(found: dict) -> bool:
+  """All 8 modes with 20 of 2,500 points each, 80 % of high quality, even shares."""
+  return found["modes_20"] == 8 and found["high_quality"] >= 0.8 and found["mode_kl"] < 0.15
+
+
+def test_ring_is_covered_on_two_of_three_seeds(tmp_path):
+  found = [train(config_of("ring", seed=s, **QUICK), tmp_path / str(s)) for s in range(3)]
+  assert sum(map(healthy, found)) >= 2, found
+
+
+@pytest.mark.parametrize("broken", ["still", "sign"])
+def test_broken_games_do_not_cover_the_ring(tmp_path, monkeypatch, broken):
+  """Neither with a D that stands still nor with a wrong sign in G's loss."""
   true = losses.nonsaturating_g
-  monkeypatch.setattr(losses, "nonsaturating_g", lambda s: -true(s))
-  assert not healthy(train(config_of("ring", **quick), tmp_path / "sign"))
+  if broken == "sign":
+    monkeypatch.setattr(losses, "nonsaturating_g", lambda s: -true(s))
+  change = {"model.d_lr": 0.0} if broken == "still" else {}
+  assert not healthy(train(config_of("ring", **QUICK, **change), tmp_path / "run"))
 
 
 def test_collapse_raises_the_alarm():
