@@ -20,6 +20,7 @@ def get_config(variant="small"):
   c.lr = 1.5e-3
   c.num_steps, c.batch_size = 2_500, 100
   c.log_every, c.sample_every, c.checkpoint_every = 100, 0, 500
+  c.cpu_devices = 0  # one per core: 1.3 times as fast as one device on two cores
   c.data.source, c.data.name = "prepared", "mnist"
   m = c.model
   m.shift, m.ema = 1, 0.998  # shift: pixels either way

@@ -19,6 +19,7 @@ def get_config(variant="small"):
   c.lr = 2e-3
   c.num_steps, c.batch_size = 4_000, 64
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
+  c.cpu_devices = 0  # one per core: 1.2 to 1.3 times as fast as one device on two cores
   c.metrics = ("digits.scores",)
   m = c.model
   m.b1, m.noise, m.z_dim, m.ema = 0.5, "normal", 64, 0.999

@@ -22,6 +22,7 @@ def get_config(variant="small"):
   c.lr = 5e-4
   c.num_steps, c.batch_size = 2_000, 32  # G steps; each of num_critic critic steps sees a batch
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 500
+  c.cpu_devices = 0  # one per core: 1.2 to 1.3 times as fast as one device on two cores
   c.metrics = ("digits.scores",)
   m = c.model
   m.lipschitz, m.num_critic, m.gp_weight, m.clip = "gp", 5, 10.0, 0.01
@@ -32,7 +33,7 @@ def get_config(variant="small"):
   m.widths = (128, 128, 128)  # where nets is "mlp"
   if variant in ("ring", "line"):
     c.data.source, c.data.name = "points", {"ring": "ring", "line": "gaussian1d"}[variant]
-    c.lr, c.num_steps, c.batch_size = 1e-4, 2_000, 128
+    c.lr, c.num_steps, c.batch_size, c.cpu_devices = 1e-4, 2_000, 128, 1
     c.metrics, c.num_eval_samples = ("coverage.modes",), 2_500
     m.nets, m.z_dim, m.gp_weight, m.scheme = "mlp", 2, 0.1, "he_uniform"
     c.data.scale = 0.7071 if variant == "ring" else 1.0  # radius 2 -> 1.414, as the authors do

@@ -38,12 +38,18 @@ class Evaluator:
     self.source = source = load(job, index, "test", shuffle=False, whole=True)
 
     def on_rows(function):  # every process gets the whole result
-      return jax.jit(
-        lambda state, rows, key: function(state, source.decode(rows), key),
-        out_shardings=sharding.replicated(job.mesh),
-      )
+      def call(state, rows, key):
+        with sharding.over(job.mesh):
+          return function(state, source.decode(rows), key)
 
-    self._sample, self._show = on_rows(self.stage.sample), on_rows(self.stage.show)
+      return jax.jit(call, out_shardings=sharding.replicated(job.mesh))
+
+    def sample(state, batch, key):
+      found = self.stage.sample(state, batch, key)
+      even = all(x.shape[0] % job.mesh.size == 0 for x in jax.tree.leaves(found))
+      return core.shard(found) if even else found
+
+    self._sample, self._show = on_rows(sample), on_rows(self.stage.show)
     self._evaluate = on_rows(self.stage.evaluate)
 
   def evaluate(self, state: core.State) -> dict[str, float]:

@@ -217,7 +217,8 @@ def make_call(job: Job, index: int, source: core.Source) -> Callable:
       bad = {k: first_bad(k, v) for k, v in metrics.items()}
       return state, Totals(sums, totals.count + 1, bad)
 
-    state, totals = jax.lax.fori_loop(0, n, body, (state, totals))
+    with sharding.over(job.mesh):
+      state, totals = jax.lax.fori_loop(0, n, body, (state, totals))
     return state, totals, state.step + 0  # a copy: the state is donated to the next call
 
   return jax.jit(call, donate_argnums=(0, 1))

@@ -65,6 +65,11 @@ def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
+def over(mesh: Mesh) -> contextlib.AbstractContextManager:
+  """Names the mesh that `core.shard` splits batches over, while a function is traced."""
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def of_state(mesh: Mesh, shapes: Any, *, split_above: float = 2**31) -> Any:
   """Returns a sharding for every array of a state.
 

@@ -246,3 +246,26 @@ def test_two_devices_do_what_one_does(name):
         # Adam's first step is lr times the gradient's sign, which rounding may flip where it is 0
         far = np.abs(np.asarray(a) - np.asarray(b)) > 1e-4 + 1e-3 * np.abs(a)
         assert far.mean() < 0.01, n
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_devices_share_the_work(name):
+  """Each does about half of it: data, noise and all that is made of them are split."""
+
+  def work(num_devices):
+    config = config_of(name)
+    with config.unlocked():
+      config.batch_size, config.num_devices = 64, num_devices
+    made, found = job.prepare(config), []
+    for i, stage in enumerate(made.stages):
+      if not stage.num_steps:
+        continue
+      source, data = loop.on_device(job.load(made, i, "train"), made.mesh)
+      _, rows = loop.make_feed(made, i, source)
+      args = made.templates[i], loop.zero_totals(made, i), data, rows(0, 1), made.keys[i]["step"], 1
+      lowered = loop.make_call(made, i, source).lower(*args)
+      quick = {"xla_backend_optimization_level": 0}
+      found.append(lowered.compile(compiler_options=quick).cost_analysis()["flops"])
+    return np.array(found)
+
+  assert (work(2) < 0.65 * work(1)).all()
