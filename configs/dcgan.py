@@ -4,7 +4,7 @@ Variants: small (default; 28 px digits), paper (64 px), test.
 
 Measured (80 GFLOP/s on 2 cores): small, seeds 0, 1, 2: the rarest digit is 5.7, 5.8, 6.9 % of
 10,000 samples, Frechet distance 56.8, 55.6, 57.1 (two halves of the real digits: 2.1), in runs of
-one thread each; a step takes 65 ms on both cores, 4,000 of them 4.3 minutes. paper was not run.
+one thread each; a step takes 50 ms on both cores, 4,000 of them 3.4 minutes. paper was not run.
 """
 
 from configs import common

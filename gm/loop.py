@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -135,7 +135,7 @@ def run_stage(
       metrics = {k: float(v) / int(totals.count) for k, v in totals.sums.items()}
       log.write(stage.name, step, seconds, rate * job.sizes[index], metrics)
       bar.log(step, rate, metrics)
-      totals = zero_totals(job, index)
+      totals = zero_totals(job, index, totals.sums)
     with clock.paused():
       found = None
       if due["eval"] and not ends:
@@ -185,13 +185,15 @@ def initialise(job: Job, index: int, prev: core.State | None, source: core.Sourc
   return init(job.keys[index]["init"], rows, prev)
 
 
-def zero_totals(job: Job, index: int) -> Totals:
-  """Returns the totals of no steps."""
-  stage = job.stages[index]
-  batch = core.batch_shapes(job.infos[index], job.sizes[index])
-  _, metrics = jax.eval_shape(stage.step, job.templates[index], batch, job.keys[index]["step"])
-  bad = {k: np.full((), -1, np.int32) for k in metrics}
-  return Totals({k: np.zeros((), np.float32) for k in metrics}, np.zeros((), np.int32), bad)
+def zero_totals(job: Job, index: int, names: Iterable[str] = ()) -> Totals:
+  """Returns the totals of no steps; the metrics' names are found by tracing a step if not given."""
+  if not names:
+    batch = core.batch_shapes(job.infos[index], job.sizes[index])
+    args = job.templates[index], batch, job.keys[index]["step"]
+    names = jax.eval_shape(job.stages[index].step, *args)[1]
+  zeros, never = (dict.fromkeys(names, np.array(v)) for v in (np.float32(0), np.int32(-1)))
+  # placed like the totals that a call returns: else the call would be compiled twice
+  return sharding.put(Totals(zeros, np.int32(0), never), sharding.replicated(job.mesh))
 
 
 def make_call(job: Job, index: int, source: core.Source) -> Callable:
@@ -221,7 +223,9 @@ def make_call(job: Job, index: int, source: core.Source) -> Callable:
       state, totals = jax.lax.fori_loop(0, n, body, (state, totals))
     return state, totals, state.step + 0  # a copy: the state is donated to the next call
 
-  return jax.jit(call, donate_argnums=(0, 1))
+  state = jax.tree.map(lambda s: s.sharding, job.templates[index])
+  every = sharding.replicated(job.mesh)
+  return jax.jit(call, donate_argnums=(0, 1), out_shardings=(state, every, every))
 
 
 def check_finite(totals: Totals, stage: str, saved: int) -> None:

@@ -110,6 +110,20 @@ def test_a_set_in_device_memory_and_one_that_is_read_give_the_same_bits():
   jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+def test_the_call_is_compiled_once():
+  """Also where totals start anew after a log."""
+  made = job.prepare(config_of(num_devices=2))
+  source, data = loop.on_device(job.load(made, 0, "train"), made.mesh)
+  state = loop.initialise(made, 0, None, source)
+  call, totals = loop.make_call(made, 0, source), loop.zero_totals(made, 0)
+  _, rows = loop.make_feed(made, 0, source)
+  for i in range(4):
+    state, totals, _ = call(state, totals, data, rows(i, 1), made.keys[0]["step"], 1)
+    if i == 1:
+      totals = loop.zero_totals(made, 0, totals.sums)
+  assert int(totals.count) == 2 and call._cache_size() == 1
+
+
 def test_a_damaged_file_on_the_way_saves_first(tmp_path, monkeypatch):
   """A set that is read as it goes and fails at batch 30 loses none of the steps before."""
   true = job.load
