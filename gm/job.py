@@ -59,6 +59,7 @@ def prepare(config: ConfigDict) -> Job:
     UserError: where the config asks for something that does not exist or does not fit.
   """
   use_compilation_cache()
+  sharding.keep_memory()
   with user_input():
     if config.compute_dtype not in ("float32", "bfloat16"):
       raise ValueError(

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from gm import checkpoint, core, diagnostics, evaluation, report, sharding, writers
 from gm.job import Job, UserError, load, open_workdir, prepare, restore, user_input
 
-CALL_SECONDS = 0.03  # aim for one compiled call: long beside its dispatch, short beside a signal
+CALL_SECONDS = 0.3  # aim for one compiled call: long beside its start, short beside a signal
 MAX_STEPS_PER_CALL = 64
 DEVICE_BYTES = 2**30  # a data set up to this size lives in device memory
 
