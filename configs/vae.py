@@ -7,7 +7,8 @@ the 8x8 digits, beside its exact likelihood), paper, test.
 Measured on 2 cores (80 GFLOP/s). mnist, seeds 0, 1, 2: 89.48, 89.50, 89.61 nats on the 10,000 test
 images (k = 500), bound 93.6, 93.8, 93.7, 22, 22, 21 units active; seed 0 took 9 min 12 s, 1 min of
 it to evaluate, the others ran on one core each.
-digits, seeds 0, 1, 2: 22.42, 22.37, 22.41 nats on 297 test images, 8 units active, under a minute.
+digits, seeds 0, 1, 2: 22.51, 22.79, 22.58 nats on 297 test images, 8 units active; the nearest
+training image by latent means has the label of 97.0, 97.6, 97.0 % of them; under a minute.
 small, seed 0: 100.7 nats on 1,000 test images, 20 units active, 3 minutes on one core. manifold and
 the Gaussian likelihoods have not been trained to their end.
 """

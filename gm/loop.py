@@ -146,14 +146,15 @@ def run_stage(
         saver.save(state, found)
       if due["sample"] and not stop:
         evaluator.write_samples(desk, state)
+        evaluator.write_extra(desk, state)
     if stop:
       saver.close()
       raise Stopped(f"saved at step {step}; the same command resumes", stop)
   if stage.num_steps == 0:  # a sampler: nothing to train, something to show
     saver.save(state, None)
     evaluator.write_samples(desk, state)
+    evaluator.write_extra(desk, state)
   bar.close()
-  evaluator.write_extra(desk, state)
   writers.write_gif(desk, stage.name)
   saver.close()
   return state

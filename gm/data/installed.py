@@ -1,8 +1,9 @@
 """Sets that an installed package ships.
 
 digits: scikit-learn's 1,797 handwritten digits, 8 x 8 with 17 grey levels (UCI Optical Recognition
-of Handwritten Digits, test part; E. Alpaydin, C. Kaynak). In the file's order 1,500 are for
-training and 297 for testing.
+of Handwritten Digits, test part; E. Alpaydin, C. Kaynak). After a fixed shuffle 1,500 are for
+training and 297 for testing: in the file's order writers stand together, and the last 297 are
+strangers (the nearest training image has the label of 95 % of them, of 99 % after the shuffle).
 
 config.data: source="installed", name="digits", image_size (0 = 8; larger is padded with background,
 smaller is resized by area, rounded to the 17 levels), channels (0 = 1; 3 repeats the grey).
@@ -63,8 +64,9 @@ def load(
       "the set 'digits' comes with scikit-learn, which is not installed: "
       "pip install scikit-learn, or set --config.data.source=embedded --config.data.name=mnist10k"
     ) from error
-  rows = slice(NUM_TRAIN) if split == "train" else slice(NUM_TRAIN, None)
   bunch = datasets.load_digits()
+  rows = np.random.default_rng(0).permutation(len(bunch.target))
+  rows = rows[:NUM_TRAIN] if split == "train" else rows[NUM_TRAIN:]
   image = bunch.images[rows, ..., None].astype(np.uint8)
   height, width, channels = facts.shape["image"]
   arrays = {

@@ -3,7 +3,7 @@
 | name | law (before `scale`) | keys (default) | label |
 |---|---|---|---|
 | ring | num_modes equal Gaussians on a circle | radius (2), std (0.02), num_modes (8) | mode |
-| grid | 25 equal Gaussians at (-4, -2, 0, 2, 4)^2 | std (0.05) | mode |
+| grid | side^2 equal Gaussians, 2 apart; 25 at (-4, -2, 0, 2, 4)^2 | side (5), std (0.05) | mode |
 | gaussian1d | N(mean, std^2) on the line | mean (4), std (0.5) | none |
 | moons | two half circles with Gaussian noise | std (0.05) | moon |
 | spiral | two arms, 1.5 turns, with Gaussian noise | std (0.1) | arm |
@@ -76,7 +76,8 @@ def _centres(name: str, cfg: Any) -> np.ndarray:
     angle = 2 * np.pi * np.arange(num_modes) / num_modes
     return _positive(cfg, "radius", 2.0) * np.stack([np.cos(angle), np.sin(angle)], -1)
   if name == "grid":
-    line = np.arange(-4.0, 5.0, 2.0)
+    side = int(_positive(cfg, "side", 5))
+    line = 2.0 * np.arange(side) - (side - 1)
     return np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
   return np.array([[float(cfg.get("mean", 4.0))]])
 

@@ -331,6 +331,25 @@ def test_broken_games_do_not_cover_the_ring(tmp_path, monkeypatch, broken):
   assert not healthy(train(config_of("ring", **QUICK, **change), tmp_path / "run"))
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_value_on_a_line_ends_at_minus_log_4(tmp_path, monkeypatch, broken):
+  """G reaches the law; D stays beside the best D all along. With a wrong sign G does not."""
+  true = losses.nonsaturating_g
+  if broken:
+    monkeypatch.setattr(losses, "nonsaturating_g", lambda s: -true(s))
+  quick = {**QUICK, "eval_every": 500, "num_steps": 1_000 if broken else 4_000}
+  found = train(config_of("line", **quick), tmp_path / "run")
+  if broken:
+    assert found["value_best"] > -0.5, found
+    return
+  assert abs(found["value"] + np.log(4)) < 0.005 and abs(found["value_best"] + np.log(4)) < 0.005
+  lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+  rows = [r for r in map(json.loads, lines) if "value" in r]
+  assert len(rows) == 7 and rows[0]["value"] > -1.0
+  for r in rows:
+    assert -0.03 < r["value"] - r["value_best"] < 0.005, r
+
+
 def test_collapse_raises_the_alarm():
   """The detector and the alarm, on points drawn at one mode and on exact ones."""
   info = job.prepare(config_of("ring")).infos[0]

@@ -158,12 +158,20 @@ def test_mnist10k_is_the_first_part_of_mnist():
   assert abs(image.mean() / 255 - 0.1307) < 0.001  # MNIST's published mean
 
 
-def test_digits_are_in_file_order():
-  source = installed.load(config(name="digits"), "test", shuffle=False)
+def test_digits_are_split_by_a_fixed_shuffle():
+  """Each of the 1,797 is in one split, with its own label, and the splits are alike."""
   raw = datasets.load_digits()
-  batch = source.decode(source.batch(0, 5))
-  np.testing.assert_array_equal(batch["image"][..., 0], raw.images[1500:1505] / 8 - 1)
-  np.testing.assert_array_equal(batch["label"], raw.target[1500:1505])
+  key = lambda image, label: (np.asarray(image).tobytes(), int(label))
+  given = sorted(key(i.astype(np.uint8), t) for i, t in zip(raw.images, raw.target, strict=True))
+  parts = {s: installed.load(config(name="digits"), s, shuffle=False).arrays for s in memory.SPLITS}
+  found = [key(i[..., 0], t) for p in parts.values() for i, t in zip(p["image"], p["label"])]
+  assert sorted(found) == given
+  assert [len(parts[s]["label"]) for s in memory.SPLITS] == [1_500, 297]
+  flat = {s: parts[s]["image"].reshape(-1, 64).astype(float) for s in memory.SPLITS}
+  nearest = ((flat["test"][:, None] - flat["train"]) ** 2).sum(-1).argmin(1)
+  assert (parts["train"]["label"][nearest] == parts["test"]["label"]).mean() > 0.98
+  again = installed.load(config(name="digits"), "test", shuffle=False).arrays
+  np.testing.assert_array_equal(again["image"], parts["test"]["image"])
 
 
 # ---- sizes
@@ -209,6 +217,7 @@ LAWS = [
   ("ring", {"std": 0.15}, 3.0, 160),
   ("ring", {"std": 0.1, "num_modes": 3, "radius": 1.0, "scale": 1.5}, 3.0, 160),
   ("grid", {"std": 0.2}, 5.5, 200),
+  ("grid", {"side": 2, "std": 0.15, "scale": 2.0}, 4.0, 160),
   ("moons", {"std": 0.1}, 3.0, 150),
   ("spiral", {"std": 0.2}, 5.0, 150),
   ("spiral", {"std": 0.2, "scale": 0.5}, 2.5, 150),
@@ -320,10 +329,18 @@ def test_labels_are_the_modes():
   np.testing.assert_allclose(angle % (2 * np.pi), np.arange(8) * np.pi / 4, atol=1e-12)
 
 
+def test_grids_of_any_side():
+  small = points.info(config(name="grid", side=2, std=0.15, scale=2.0))
+  assert small.modes == ((-2.0, -2.0), (-2.0, 2.0), (2.0, -2.0), (2.0, 2.0))
+  assert small.mode_std == 0.3
+  assert set(np.array(points.info(config(name="grid")).modes).ravel()) == {-4, -2, 0, 2, 4}
+
+
 def test_point_keys_are_checked():
-  for key in ("std", "radius", "scale", "num_modes"):
+  keys = {"ring": ("std", "radius", "scale", "num_modes"), "grid": ("side",)}
+  for name, key in ((name, key) for name in keys for key in keys[name]):
     with pytest.raises(ValueError, match=rf"--config\.data\.{key}"):
-      points.info(config(name="ring", **{key: 0}))
+      points.info(config(name=name, **{key: 0}))
 
 
 def test_fixed_draw_ignores_the_seed():
