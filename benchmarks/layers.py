@@ -6,7 +6,8 @@ Two tasks for each layer y = f(x, w), with L = sum (y - target)^2 / 2 / batch:
   first:  L and its gradients in x and w                          (forward and backward)
   second: |dL/dx|^2 and its gradients in x and w                  (as a gradient penalty needs)
 After each, x and w move a little down the gradient, so that no pass can be left out. Ours runs in a
-compiled loop, as in training; PyTorch in both memory layouts, the faster one counts. Both sides
+compiled loop on one device per core, as in training (dense layers and the LSTM: on one device);
+PyTorch in both memory layouts, the faster one counts. Both sides
 start from the same numbers, and the values of L and |dL/dx|^2 are compared.
 """
 
@@ -35,6 +36,7 @@ class Kind(NamedTuple):
   ours: Callable  # (x, *params, **options), NHWC
   theirs: Callable  # (torch.nn.functional, x, *params, **options), NCHW
   turn: tuple  # NumPy functions: our params -> PyTorch's
+  split: bool = True  # over one device per core, as convolutional networks train
 
 
 def _conv(x, w, *, stride, pad):
@@ -62,19 +64,101 @@ def _norm_torch(F, x, scale, bias, *, kind):
   return F.batch_norm(x, None, None, scale, bias, training=True)
 
 
+def _grouped(x, w, *, groups):
+  from gm.nn import grouped
+
+  return grouped.grouped(x, w, groups=groups)
+
+
+def _modulated(x, w, style):
+  from gm.nn import modulated
+
+  return modulated.modulated_conv(x, w, style)
+
+
+def _modulated_torch(F, x, w, style):
+  """The same products in the same order: of the authors' two forms the faster one on a CPU."""
+  d = ((style**2) @ (w**2).sum((2, 3)).T + 1e-8).rsqrt()
+  return F.conv2d(x * style[:, :, None, None], w, None, 1, 1) * d[:, :, None, None]
+
+
+def _folded(x, w, *, up):
+  from gm.nn import fold
+
+  return (fold.up_conv if up else fold.conv_pool)(x, w)
+
+
+def _folded_torch(F, x, w, *, up):
+  if up:
+    return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, None, 1, 1)
+  return F.avg_pool2d(F.conv2d(x, w, None, 1, 1), 2)
+
+
+def _fir(x, *, up):
+  from gm.nn import resample
+
+  return (resample.upsample if up else resample.downsample)(x)
+
+
+def _fir_torch(F, x, *, up):
+  """A depthwise convolution, transposed to upsample."""
+  taps = x.new_tensor([1.0, 3.0, 3.0, 1.0]) / 8
+  kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 4, 4)
+  if up:
+    return F.conv_transpose2d(x, 4 * kernel, None, 2, 1, groups=x.shape[1])
+  return F.conv2d(x, kernel, None, 2, 1, groups=x.shape[1])
+
+
+def _lstm(x, kernel):
+  import jax.numpy as jnp
+
+  from gm.nn import rnn
+
+  width = kernel.shape[1]
+  params = {"kernel": kernel, "bias": jnp.zeros(width)}
+  return rnn.LSTM(width // 4, forget_bias=0.0).apply({"params": params}, x)[0]
+
+
+def _lstm_torch(F, x, kernel):
+  from torch import _VF
+
+  features, width = x.shape[-1], kernel.shape[1] // 4
+  weights = [kernel[:features].T, kernel[features:].T]  # the gates in the same order
+  biases = [kernel.new_zeros(4 * width)] * 2
+  first = (x.new_zeros(1, len(x), width),) * 2
+  return _VF.lstm(x, first, weights + biases, True, 1, 0.0, True, False, True)[0]
+
+
+def _attend(x, k, v, *, causal):
+  from gm.nn import attention
+
+  return attention.attend(x, k, v, causal=causal)
+
+
 _same = lambda p: p
+_kernel = lambda w: w.transpose(3, 2, 0, 1)
 KINDS = {
   "conv": Kind(
-    _conv,
-    lambda F, x, w, *, stride, pad: F.conv2d(x, w, None, stride, pad),
-    (lambda w: w.transpose(3, 2, 0, 1),),
+    _conv, lambda F, x, w, *, stride, pad: F.conv2d(x, w, None, stride, pad), (_kernel,)
+  ),
+  "grouped": Kind(
+    _grouped, lambda F, x, w, *, groups: F.conv2d(x, w, None, 1, 1, 1, groups), (_kernel,)
+  ),
+  "modulated": Kind(_modulated, _modulated_torch, (_kernel, _same)),
+  "folded": Kind(_folded, _folded_torch, (_kernel,)),
+  "fir": Kind(_fir, _fir_torch, ()),
+  "lstm": Kind(_lstm, _lstm_torch, (_same,), split=False),
+  "attention": Kind(
+    _attend,
+    lambda F, x, k, v, *, causal: F.scaled_dot_product_attention(x, k, v, is_causal=causal),
+    (_same, _same),
   ),
   "transposed": Kind(
     _transposed,
     lambda F, x, w, *, stride, pad, more=0: F.conv_transpose2d(x, w, None, stride, pad, more),
     (lambda w: w[::-1, ::-1].transpose(2, 3, 0, 1),),
   ),
-  "dense": Kind(lambda x, w: x @ w, lambda F, x, w: F.linear(x, w), (np.transpose,)),
+  "dense": Kind(lambda x, w: x @ w, lambda F, x, w: F.linear(x, w), (np.transpose,), split=False),
   "norm": Kind(_norm, _norm_torch, (_same, _same)),
 }
 
@@ -83,9 +167,10 @@ class Layer(NamedTuple):
   """A kind with its shapes."""
 
   kind: str
-  x: tuple  # [N, H, W, C] or [N, C]
+  x: tuple  # [N, H, W, C], [N, T, C] or [N, C]
   params: tuple  # shapes, kernels [kh, kw, in, out]
   options: dict = {}  # noqa: RUF012, never changed
+  tasks: tuple = TASKS
 
 
 _FOUR = {"stride": 2, "pad": 1}
@@ -107,6 +192,22 @@ LAYERS = {
   "batch_32px": Layer("norm", (64, 32, 32, 64), ((64,), (64,)), {"kind": "batch"}),
   "batch_8px": Layer("norm", (64, 8, 8, 256), ((256,), (256,)), {"kind": "batch"}),
   "instance_32px": Layer("norm", (64, 32, 32, 64), ((64,), (64,)), {"kind": "instance"}),
+  "grouped4_16px": Layer("grouped", (16, 16, 16, 64), ((3, 3, 16, 64),), {"groups": 4}),
+  "depthwise_16px": Layer("grouped", (16, 16, 16, 64), ((3, 3, 1, 64),), {"groups": 64}),
+  "modulated_16px": Layer("modulated", (16, 16, 16, 64), ((3, 3, 64, 64), (16, 64))),
+  "modulated_32px": Layer("modulated", (16, 32, 32, 32), ((3, 3, 32, 32), (16, 32))),
+  "up_conv_16px": Layer("folded", (64, 16, 16, 64), ((3, 3, 64, 64),), {"up": True}),
+  "conv_pool_32px": Layer("folded", (64, 32, 32, 64), ((3, 3, 64, 64),), {"up": False}),
+  "fir_up_16px": Layer("fir", (16, 16, 16, 64), (), {"up": True}),
+  "fir_down_32px": Layer("fir", (16, 32, 32, 64), (), {"up": False}),
+  "lstm_30": Layer("lstm", (28, 30, 5), ((105, 400),)),
+  # PyTorch's fused attention has no second derivative
+  "attention_128": Layer(
+    "attention", (64, 128, 64), ((64, 128, 64),) * 2, {"causal": True}, ("first",)
+  ),
+  "attention_16px": Layer(
+    "attention", (64, 256, 8), ((64, 64, 8), (64, 64, 32)), {"causal": False}, ("first",)
+  ),
 }
 
 
@@ -116,8 +217,8 @@ def draw(shape: tuple, seed: int, fan: int = 1) -> np.ndarray:
 
 
 def start(layer: Layer) -> tuple:
-  """Returns x and the parameters, kernels scaled by their fan-in."""
-  fans = [math.prod(shape[:-1]) for shape in layer.params]
+  """Returns x and the parameters, kernels scaled by their fan-in, keys and values not."""
+  fans = [math.prod(shape[:-1]) if len(shape) != 3 else 1 for shape in layer.params]
   return draw(layer.x, 0), [draw(s, i + 1, f) for i, (s, f) in enumerate(zip(layer.params, fans))]
 
 
@@ -138,6 +239,8 @@ def ours(layer: Layer, task: str) -> Callable:
   import jax
   import jax.numpy as jnp
 
+  from gm import sharding
+
   def first(leaves, target):
     y = KINDS[layer.kind].ours(*leaves, **layer.options)
     return jnp.sum((y - target) ** 2) / 2 / len(y)
@@ -152,7 +255,10 @@ def ours(layer: Layer, task: str) -> Callable:
 
   run = jax.jit(lambda n, *carry: jax.lax.fori_loop(0, n, step, carry))
   x, params = start(layer)
-  carry = jax.tree.map(jnp.asarray, ([x, *params], draw(out_shape(layer), 9), np.float32(0)))
+  mesh = sharding.make_mesh(0 if KINDS[layer.kind].split else 1)
+  rows, whole = sharding.batched(mesh), sharding.replicated(mesh)
+  leaves = [jax.device_put(x, rows), *(jax.device_put(p, whole) for p in params)]
+  carry = leaves, jax.device_put(draw(out_shape(layer), 9), rows), jax.device_put(0.0, whole)
   return lambda n: float(run(n, *carry)[2])
 
 
@@ -170,8 +276,10 @@ def theirs(layer: Layer, task: str, layout: str) -> Callable:
   params = [turn(p) for turn, p in zip(kind.turn, params)]
   leaves = [tensor(a).requires_grad_() for a in (image(x), *params)]
   f = lambda: kind.theirs(F, *leaves, **layer.options)
-  shape = f().shape
-  target = tensor(image(draw((shape[0], *shape[2:], shape[1]), 9)))
+  shape = tuple(f().shape)
+  if len(shape) == 4:
+    shape = (shape[0], *shape[2:], shape[1])
+  target = tensor(image(draw(shape, 9)))
 
   def step():
     value = (f() - target).square().sum() / 2 / len(target)
@@ -190,14 +298,19 @@ def theirs(layer: Layer, task: str, layout: str) -> Callable:
 def work(side: str, args: Any) -> dict:
   """Measures all chosen layers on one side: {name/task: {"step": seconds, "value": at first}}."""
   measuring.limit_threads(args.threads)
-  if side != "ours":
+  if side == "ours":
+    from gm import sharding
+
+    sharding.keep_memory()
+    sharding.set_cpu_devices(args.threads, args.threads)
+  else:
     import torch
 
     torch.set_num_threads(args.threads)
   found = {}
   for name in measuring.choose(args.only, list(LAYERS)):
-    for task in TASKS:
-      layer = LAYERS[name]
+    layer = LAYERS[name]
+    for task in layer.tasks:
       block = ours(layer, task) if side == "ours" else theirs(layer, task, side)
       value = block(1)
       found[f"{name}/{task}"] = {"value": value, "step": measuring.per_step(block, args.seconds)}
@@ -237,7 +350,8 @@ def table(found: dict) -> str:
   rows = []
   for name, s in found.items():
     layer, task = name.split("/")
-    shapes = " * ".join("x".join(map(str, s)) for s in (LAYERS[layer].x, LAYERS[layer].params[0]))
+    sizes = (LAYERS[layer].x, *LAYERS[layer].params[:1])
+    shapes = " * ".join("x".join(map(str, size)) for size in sizes)
     spread = f"{s['ratio'].median:.2f} ({s['ratio'].least:.2f} to {s['ratio'].most:.2f})"
     times = [f"{s['ms']:.3g}", f"{s['torch']:.3g} ({s['layout']})"]
     rows.append([layer, shapes, task, *times, spread])

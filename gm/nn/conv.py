@@ -62,7 +62,8 @@ def form(name: str) -> Iterator[None]:
     _form.reset(token)
 
 
-def _cpu_form() -> bool:
+def cpu_form() -> bool:
+  """Whether functions that are traced now use the forms that are fast on a CPU."""
   name = _form.get()
   return jax.default_backend() == "cpu" if name == "auto" else name == "cpu"
 
@@ -206,13 +207,18 @@ def _w(g: Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
       x, y, (1, 1), pads, rhs_dilation=g.strides, dimension_numbers=LAYOUT
     )
     return w.transpose(1, 2, 0, 3)
-  # A matrix product for each block of the kernel, contracting batch and space.
+  # A matrix product for each block of the kernel, contracting batch and space; the side with more
+  # channels is the right one, which is up to a tenth faster than the reverse.
   (p, q), (bh, bw) = g.out, g.blocks
   x, y = _to_blocks(x, g), y.reshape(-1, y.shape[-1])
-  w = [
-    x[:, a : a + p, b : b + q].reshape(-1, x.shape[-1]).T @ y for a in range(bh) for b in range(bw)
+  parts = [
+    x[:, a : a + p, b : b + q].reshape(-1, x.shape[-1]) for a in range(bh) for b in range(bw)
   ]
-  return _kernel_from_blocks(jnp.stack(w).reshape(bh, bw, *w[0].shape), g)
+  if x.shape[-1] > y.shape[-1]:
+    w = jnp.stack([y.T @ part for part in parts]).swapaxes(1, 2)
+  else:
+    w = jnp.stack([part.T @ y for part in parts])
+  return _kernel_from_blocks(w.reshape(bh, bw, *w.shape[1:]), g)
 
 
 _c.defvjp(
@@ -284,7 +290,7 @@ def conv(
   if min(g.out) < 1:
     raise ValueError(f"a {kernel} kernel does not fit into {size} pixels with padding {pads}")
   x, w = _same_dtype(x, w)
-  if _cpu_form():
+  if cpu_form():
     return _c(g, x, w)
   return lax.conv_general_dilated(x, w, g.strides, g.pads, dimension_numbers=LAYOUT)
 
@@ -321,7 +327,7 @@ def conv_transpose(
   if min(size) < 1:
     raise ValueError(f"a {kernel} kernel with padding {pads} leaves nothing of a map of {out}")
   x, w = _same_dtype(x, w)
-  if not _cpu_form():
+  if not cpu_form():
     return lax.conv_general_dilated(
       x, w, (1, 1), pads, lhs_dilation=strides, dimension_numbers=LAYOUT
     )

@@ -1,4 +1,4 @@
-"""Normalisation of images and feature rows: batch, instance, layer, pixel.
+"""Normalisation of images and feature rows: batch (also conditional), instance, layer, pixel.
 
 The first three differ only in which (sample, channel) pairs share a mean and a variance, so they
 share one function. It reads the input once (mean and mean of squares together, in float32) and has
@@ -64,7 +64,9 @@ def _normalize_bwd(kind, groups, eps, residuals, cotangents):
   c1 = -inv * inv * _pool(scale * s2, kind, groups)
   c0 = -inv * _pool(scale * s1, kind, groups) - mean * c1
   dx = (inv * scale)[:, None] * dy + c1[:, None] * x + c0[:, None]
-  return dx, space * s2.sum(0), space * s1.sum(0)
+  if scale.ndim == 1:  # one for all samples
+    s1, s2 = s1.sum(0), s2.sum(0)
+  return dx, space * s2, space * s1
 
 
 _normalize.defvjp(_normalize_fwd, _normalize_bwd)
@@ -77,8 +79,8 @@ def normalize(
 
   Args:
     x: [N, ..., C].
-    scale: [C].
-    bias: [C].
+    scale: [C], or [N, C] for each sample its own.
+    bias: like scale.
     kind: "batch": statistics over all but C; "instance": over all but N and C; "layer": over all
       but N.
     groups: for "batch": consecutive parts of the batch with statistics of their own (one per
@@ -130,19 +132,64 @@ class BatchNorm(nn.Module):
     c = x.shape[-1]
     scale = self.param("scale", self.scale_init, (c,), jnp.float32)
     bias = self.param("bias", self.bias_init, (c,), jnp.float32)
-    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
-    running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
-    if not train:
-      a = lax.rsqrt(running_var.value + self.eps) * scale
-      y = x.astype(jnp.float32) * a + (bias - running_mean.value * a)
-      return y.astype(self.dtype)
-    y, mean, var = normalize(x, scale, bias, kind="batch", groups=self.groups, eps=self.eps)
-    if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-      n = x.size // c // self.groups
-      move = lambda old, new: self.momentum * old + (1 - self.momentum) * new
-      running_mean.value = move(running_mean.value, mean.mean(0))
-      running_var.value = move(running_var.value, var.mean(0) * (n / max(n - 1, 1)))
-    return y.astype(self.dtype)
+    return _batch_norm(self, x, scale, bias, train)
+
+
+class ConditionalBatchNorm(nn.Module):
+  """Batch normalisation whose scale and bias are functions of a condition c.
+
+  (1 + L_s(c)) (x - mean) / sqrt(var + eps) + L_b(c). For labels [N] i32 the maps L are tables,
+  one row per class; for vectors [N, E] they are dense layers without bias. At `kernel_init` zero it
+  is the plain one. Statistics and their averages are those of `BatchNorm`, over all conditions
+  together.
+
+  Attributes:
+    num_classes: of the labels; 0 where the condition is a vector.
+    kernel_init: of tables and kernels.
+
+  Source: Dumoulin et al., 2017, arXiv:1610.07629; Brock et al., 2019, arXiv:1809.11096, figure 15.
+  """
+
+  num_classes: int = 0
+  momentum: float = 0.9
+  eps: float = 1e-5
+  kernel_init: Callable = nn.initializers.zeros
+  groups: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, condition: jax.Array, train: bool) -> jax.Array:
+    """Normalises [N, ..., C] over all but C, for conditions [N] or [N, E]."""
+    rows = self.num_classes or condition.shape[-1]
+    tables = [self.param(n, self.kernel_init, (rows, x.shape[-1])) for n in ("scale", "bias")]
+    if self.num_classes:
+      scale, bias = (t.at[condition].get(mode="fill", fill_value=jnp.nan) for t in tables)
+    else:
+      c = condition.astype(self.dtype)
+      scale, bias = ((c @ t.astype(self.dtype)).astype(jnp.float32) for t in tables)
+    return _batch_norm(self, x, 1 + scale, bias, train)
+
+
+def _batch_norm(
+  module: Any, x: jax.Array, scale: jax.Array, bias: jax.Array, train: bool
+) -> jax.Array:
+  """What the two batch normalisations share; scale and bias [C] or [N, C]."""
+  c = x.shape[-1]
+  running_mean = module.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
+  running_var = module.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
+  if not train:
+    a = lax.rsqrt(running_var.value + module.eps) * scale
+    b = bias - running_mean.value * a
+    if scale.ndim == 2:
+      a, b = (t.reshape(len(x), *[1] * (x.ndim - 2), c) for t in (a, b))
+    return (x.astype(jnp.float32) * a + b).astype(module.dtype)
+  y, mean, var = normalize(x, scale, bias, kind="batch", groups=module.groups, eps=module.eps)
+  if module.is_mutable_collection("batch_stats") and not module.is_initializing():
+    n = x.size // c // module.groups
+    move = lambda old, new: module.momentum * old + (1 - module.momentum) * new
+    running_mean.value = move(running_mean.value, mean.mean(0))
+    running_var.value = move(running_var.value, var.mean(0) * (n / max(n - 1, 1)))
+  return y.astype(module.dtype)
 
 
 class InstanceNorm(nn.Module):

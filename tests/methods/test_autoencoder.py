@@ -1,13 +1,14 @@
 """Autoencoder: the linear floor, the loss, the codes, sizes, and that curves beat planes."""
 
 import importlib
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import inspection, job
+from gm import core, inspection, job, loop
 from gm.core import Info
 from gm.data import installed
 from gm.metrics import reconstruction
@@ -172,3 +173,33 @@ def test_acceptance_of_draws():
   assert same["nearest_ratio"] == pytest.approx(1, abs=0.05)
   with pytest.raises(ValueError, match="two real ones at least"):
     reconstruction.accepted(rows(1), rows(1), Info({}))
+
+
+# --------------------------------------------------------------------------------------- learning
+
+
+def run(folder, variant, **changes):
+  loop.train(config_of(variant, **changes), str(folder))
+  return json.loads((folder / "eval.json").read_text())["metrics"]
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_small_goes_far_below_two_components(tmp_path, seed):
+  found = run(tmp_path / "run", "small", seed=seed)
+  assert found["mse"] < 0.75 * found["pca_mse"], found
+
+
+@pytest.mark.learning
+def test_an_encoder_that_stands_still_does_not(tmp_path, monkeypatch):
+  """The decoder alone learns from fixed random codes."""
+  true = core.minimize
+
+  def of_decoder(state, tx, loss_fn, names, batch, **options):
+    still = state.params["enc"]
+    state, found = true(state, tx, loss_fn, names, batch, **options)
+    return state.replace(params={**state.params, "enc": still}), found
+
+  monkeypatch.setattr(core, "minimize", of_decoder)
+  found = run(tmp_path / "run", "small")
+  assert found["mse"] > 0.75 * found["pca_mse"], found

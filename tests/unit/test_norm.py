@@ -99,6 +99,69 @@ def test_who_depends_on_whom():
   np.testing.assert_allclose(run(x, False), (x - [1, 2]) / np.array([2, 3]), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", norm.KINDS)
+def test_a_scale_of_its_own_for_each_sample(kind):
+  """Against one sample at a time where samples do not share statistics, and to second order."""
+  x, scale, bias = (
+    jnp.array(data(3, 2, 2, 4)),
+    jnp.array(data(3, 4)),
+    jnp.array(data(3, 4, seed=1)),
+  )
+
+  def plain(x, scale, bias):
+    z = norm.normalize(x, jnp.ones(4), jnp.zeros(4), kind=kind)[0]
+    return z * scale[:, None, None] + bias[:, None, None]
+
+  def both(f):
+    first = jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1, 2))
+    penalty = lambda *a: sum(jnp.sum(jnp.tanh(g)) for g in first(*a))
+    a = (x, scale, bias)
+    return jax.jit(lambda *a: (f(*a), first(*a), jax.grad(penalty, (0, 1, 2))(*a)))(*a)
+
+  ours = both(lambda *a: norm.normalize(*a, kind=kind)[0])
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(both(plain)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max() + 1))
+
+
+def conditional(condition, **options):
+  layer = norm.ConditionalBatchNorm(**options, kernel_init=jax.nn.initializers.normal(0.5))
+  x = jnp.array(data(4, 2, 2, 3))
+  return layer, x, layer.init(jax.random.key(0), x, condition, True)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_conditional_scale_and_bias_are_those_of_the_condition(train):
+  labels, vectors = jnp.array([0, 2, 2, 1]), jnp.array(data(4, 5))
+  for condition, options in ((labels, {"num_classes": 3}), (vectors, {})):
+    layer, x, v = conditional(condition, **options)
+    stats = {"mean": jnp.array([1.0, 2.0, 3.0]), "var": jnp.array([4.0, 1.0, 9.0])}
+    v = {**v, "batch_stats": stats}
+    y, new = layer.apply(v, x, condition, train, mutable=["batch_stats"])
+    tables = [np.asarray(v["params"][n]) for n in ("scale", "bias")]
+    maps = [t[condition] if options else condition @ t for t in tables]
+    if train:
+      z = reference(np.asarray(x), 1.0, 0.0, (0, 1, 2))
+    else:
+      z = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+    want = z * (1 + maps[0][:, None, None]) + maps[1][:, None, None]
+    np.testing.assert_allclose(y, want, atol=5e-5)
+    moved = 0.9 * stats["mean"] + 0.1 * x.mean((0, 1, 2)) if train else stats["mean"]
+    np.testing.assert_allclose(new["batch_stats"]["mean"], moved, rtol=1e-4)
+
+
+def test_conditional_is_plain_at_zero():
+  labels = jnp.array([0, 1, 1, 0])
+  layer, x, _ = conditional(labels, num_classes=2)
+  zero = norm.ConditionalBatchNorm(2)
+  plain = norm.BatchNorm()
+  want = plain.apply(plain.init(jax.random.key(0), x, True), x, True)
+  got = zero.apply(zero.init(jax.random.key(0), x, labels, True), x, labels, True)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  assert np.isnan(
+    layer.apply(layer.init(jax.random.key(0), x, labels, True), x, labels + 1, True)[1]
+  ).all()
+
+
 def test_rows():
   x = data(8, 5)
   layer = norm.BatchNorm()

@@ -14,7 +14,7 @@ ALLOWED = {  # who may import what of gm
     *("diagnostics", "pictures"),
   },
   "nets": {"nn"},
-  "nn": set(),
+  "nn": {"nn"},
   "losses": set(),
   "regularizers": set(),
   "augment": set(),
