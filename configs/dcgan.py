@@ -20,18 +20,19 @@ def get_config(variant="small"):
   c.num_steps, c.batch_size = 4_000, 64
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
   c.cpu_devices = 0  # one per core: 1.2 to 1.3 times as fast as one device on two cores
-  c.metrics = ("digits.scores",)
+  c.metrics = ("digits.scores", "probe.linear")
   m = c.model
   m.b1, m.noise, m.z_dim, m.ema = 0.5, "normal", 64, 0.999
   m.g_base, m.d_base = 32, 32
   m.start, m.kernel, m.first = 7, 4, "dense"  # 7 -> 14 -> 28; first: of G, and last of D
+  m.probe = True  # samples hold D's features of the test images, for probe.linear
   m.bn_mode = "running"  # statistics of samples: running averages, or of the batch drawn
   if variant == "paper":
     c.data.source, c.data.name = "folder", "celeba"
     c.data.image_size, c.data.channels = 64, 3
     c.lr, c.batch_size, c.num_steps = 2e-4, 128, 15_830  # 10 epochs of 202,599 faces
     m.z_dim, m.ema, m.g_base, m.d_base, m.start, m.first = 100, 0.0, 64, 64, 4, "conv"
-    c.metrics = ()
+    c.metrics, m.probe = (), False
   if variant == "test":
     c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
     c.log_every = c.sample_every = c.checkpoint_every = 1

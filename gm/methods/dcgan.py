@@ -23,6 +23,20 @@ from gm import core, diagnostics, losses, optim, pictures
 from gm.nets import dcgan
 
 
+def grid_max(x: jax.Array, size: int) -> jax.Array:
+  """Maxima over a grid of size x size cells, as even as they can be: [B, H, W, C] -> [B, s, s, C].
+
+  A side of fewer pixels than cells stays as it is.
+
+  >>> grid_max(jnp.arange(25.0).reshape(1, 5, 5, 1), 2)[0, :, :, 0].tolist()
+  [[12.0, 14.0], [22.0, 24.0]]
+  """
+  for axis in (1, 2):
+    parts = jnp.array_split(x, min(size, x.shape[axis]), axis)
+    x = jnp.stack([part.max(axis) for part in parts], axis)
+  return x
+
+
 def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a DCGAN for images of any size that halving allows."""
   m, dtype = config.model, config.compute_dtype
@@ -82,8 +96,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     batch_statistics = m.bn_mode == "batch"
     return core.apply(g, state.ema["g"], state.ema["g_stats"], z, train=batch_statistics)[0]
 
+  def features(state, x):
+    """D's hidden maps, their maxima on a grid of at most 4 x 4, [B, F]: what a probe reads."""
+    variables = {"params": state.params["d"], **state.stats["d"]}
+    maps = d.apply(variables, x, method="features")
+    return jnp.concatenate([grid_max(f, 4).reshape(len(x), -1) for f in maps], axis=1)
+
   def sample(state, batch, key):
-    return {"image": generate(state, noise(key, len(batch["image"])))}
+    found = {"image": generate(state, noise(key, len(batch["image"])))}
+    if m.probe and "label" in batch:
+      found |= {"feature": features(state, batch["image"]), "data_label": batch["label"]}
+    return found
 
   def evaluate(state, batch, key):
     z = noise(key, len(batch["image"]))

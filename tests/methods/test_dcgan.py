@@ -174,3 +174,12 @@ def test_frechet_distance_falls_and_a_broken_game_does_not(tmp_path, monkeypatch
   true = losses.nonsaturating_g
   monkeypatch.setattr(losses, "nonsaturating_g", lambda s: -true(s))
   assert distance("broken", 2_000) > untrained / 5
+
+
+@pytest.mark.learning
+def test_features_of_d_tell_digits_apart(tmp_path):
+  """The paper's own point: a linear map of D's features is right where chance is one in ten."""
+  config = config_of("small", num_steps=1_000)
+  loop.train(config, str(tmp_path / "run"))
+  found = json.loads((tmp_path / "run/eval.json").read_text())["metrics"]
+  assert found["probe_accuracy"] > 0.93 > 0.2 > found["probe_chance"], found
