@@ -34,6 +34,7 @@ def base(method: str) -> ConfigDict:
         "channels": 0,  # 0: as stored
         "num_classes": 0,  # of folder and tfds; 0: no labels
         "scale": 1.0,  # of points: their coordinates are multiplied by it
+        "attributes": (),  # of avatars: columns of 0 and 1, see gm/data/attributes.py
       },
       "model": {},
     }

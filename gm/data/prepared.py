@@ -1,35 +1,51 @@
-"""Sets that are fetched once and kept as TFDS array_record; prepare.py has their table.
+"""Sets that are fetched or drawn once and kept as TFDS array_record; prepare.py has their table.
 
 mnist: 60,000 training and 10,000 test digits, 28 x 28 grey, in the original order.
 
-config.data: source="prepared", name="mnist", dir ("" = the user's cache folder), image_size (0 =
-native; larger is padded with background, smaller is resized by area), channels (0 = native; 3
-repeats the grey). The first run that asks for a set prepares it.
+avatars: 9,000 training and 1,000 test faces, 64 x 64 RGB on white, each described by ten attributes
+(avatars.py); avatars_COUNT and avatars_COUNT_SEED are other ones, the last tenth for testing.
+
+config.data: source="prepared", name, dir ("" = the user's cache folder), image_size (0 = native;
+larger is padded with background, smaller is resized by area), channels (0 = native; 3 repeats the
+grey). Of avatars also attributes (columns of the leaf "attributes", see attributes.py; none by
+default) and label_key (the attribute that is the label; none by default). The first run that asks
+for a set prepares it.
 """
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gm.core import Info, Source
-from gm.data import images, memory, prepare
+from gm.data import attributes, images, memory, prepare
 
 
 def info(cfg: Any) -> Info:
   """Returns the shapes under `cfg`; fetches and reads nothing.
 
   Raises:
-    ValueError: for an unknown name, size or number of channels.
+    ValueError: for an unknown name, size, number of channels or attribute.
 
   >>> info({"name": "mnist", "image_size": 14}).shape
   {'image': (14, 14, 1), 'label': ()}
+  >>> info({"name": "avatars", "attributes": ("skin", "glasses!=none")}).shape
+  {'image': (64, 64, 3), 'attributes': (8,)}
   """
   spec = prepare.require(cfg["name"])
-  shape = images.shape(cfg, spec.shape["image"])
-  return Info({**spec.shape, "image": shape}, num_classes=spec.num_classes)
+  shape = {"image": images.shape(cfg, spec.shape["image"])}
+  if not spec.attributes:
+    return Info({**spec.shape, **shape}, num_classes=spec.num_classes)
+  columns, num_classes = attributes.columns(cfg.get("attributes", ()), spec.attributes), 0
+  if key := cfg.get("label_key", ""):
+    attributes.position(key, spec.attributes)
+    shape["label"], num_classes = (), len(spec.attributes[key])
+  if columns:
+    shape["attributes"] = (len(columns),)
+  return Info(shape, num_classes=num_classes, columns=columns)
 
 
 def _read(folder: pathlib.Path, name: str, split: str) -> dict[str, np.ndarray]:
@@ -64,12 +80,17 @@ def _read(folder: pathlib.Path, name: str, split: str) -> dict[str, np.ndarray]:
   return arrays
 
 
+def _with_attributes(decode: Callable, encode: Callable) -> Callable:
+  return lambda rows: {**decode(rows), "attributes": encode(rows["attributes"])}
+
+
 def load(
   cfg: Any, split: str, *, seed: int = 0, shuffle: bool = True, part: tuple[int, int] = (0, 1)
 ) -> Source:
   """Loads a split, preparing the set where it is missing.
 
-  Leaves: image uint8 [N, H, W, C] and label uint8 [N].
+  Leaves: image uint8 [N, H, W, C], label uint8 [N] and, of a set that has them, attributes uint8
+  [N, K], all of them as stored; `decode` picks the columns that are asked for.
 
   Args:
     cfg: config.data.
@@ -79,13 +100,21 @@ def load(
     part: (process index, number of processes).
 
   Raises:
-    ValueError: for an unknown name or split.
+    ValueError: for an unknown name, split or attribute.
     RuntimeError: if the set cannot be prepared or read; the message says what to do.
   """
   facts = info(cfg)
   memory.require_split(split)
   arrays = _read(prepare.ensure(cfg["name"], cfg.get("dir", "")), cfg["name"], split)
   height, width, channels = facts.shape["image"]
-  arrays["image"] = images.fit(arrays["image"], height, width)
+  spec = prepare.require(cfg["name"])
+  arrays["image"] = images.fit(arrays["image"], height, width, background=spec.background)
   decode = images.decoder(channels)
+  if spec.attributes:
+    if "label" in facts.shape:
+      arrays["label"] = arrays["attributes"][
+        :, attributes.position(cfg["label_key"], spec.attributes)
+      ]
+    if facts.columns:
+      decode = _with_attributes(decode, attributes.encoder(facts.columns, spec.attributes))
   return memory.from_arrays(facts, arrays, decode, seed=seed, shuffle=shuffle, part=part)

@@ -1,8 +1,116 @@
-"""The Frechet distance between sets of features, in float64."""
+"""The Frechet distance between sets of features, in float64, and that of images of any kind."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from gm.core import Info
+from gm.nets.efficientnet import EfficientNetLite0
+from gm.weights import efficientnet as weights
+
+SIDE = 64  # pixels that the feature net sees
+STAGE = 4  # of the net: 112 channels at 1/16 of the size
+NUM_FEATURES = 112
+BATCH = 100  # images at a time: one shape, so one compilation
+
+
+def efficientnet(
+  fake: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], info: Info
+) -> dict[str, float]:
+  """Frechet distance between images, as a network trained on photographs sees them. Not an FID.
+
+  The features are the means over space of EfficientNet-Lite0's fifth stage, of images brought to
+  64 x 64. Published FIDs are of Inception at 299 x 299 and other numbers altogether: compare this
+  one with its self-distance, and with runs of the same number of samples and the same image size.
+
+  Measured, 1,000 images against 1,000 others:
+
+  | images | real | ten of them repeated | noise of deviation 0.1 | blur of 2 pixels | only noise |
+  |---|---|---|---|---|---|
+  | mnist10k | 4.8 | 209 | 500 | 845 | |
+  | avatars, 64 px | 9.9 | 445 | 805 | 930 | 3,509 |
+
+  avatars without glasses: 23.1; without one of seven colours of skin: 12.8; of 32 px against 64 px:
+  385. 10,000 images take about 25 seconds of processor time on a CPU.
+
+  Args:
+    fake: "image" [N, H, W, C] in [-1, 1].
+    real: "image" [M, H, W, C].
+    info: not used.
+
+  Returns:
+    frechet_efficientnet: `feature_distance` of all N samples from all M real images.
+    frechet_efficientnet_self: `self_distance` of the real images, in halves of min(N, M) // 2. It
+      falls about as 1 / size, so that where N = M perfect samples score half of it.
+
+  Raises:
+    ValueError: if there are no images, or fewer than 4 of either.
+    RuntimeError: if the weights cannot be fetched.
+  """
+  features, real_features = (
+    embed(_images(b, w)) for b, w in ((fake, "samples"), (real, "real data"))
+  )
+  size = min(len(features), len(real_features)) // 2
+  return {
+    "frechet_efficientnet": feature_distance(features, real_features),
+    "frechet_efficientnet_self": self_distance(real_features, size=size),
+  }
+
+
+efficientnet.feature_net = f"EfficientNet-Lite0 at {SIDE} px, {NUM_FEATURES} features"
+
+
+def embed(images: np.ndarray) -> np.ndarray:
+  """Features of images by EfficientNet-Lite0, in batches of one shape.
+
+  Args:
+    images: [N, H, W, C] in [-1, 1], any size, C 1 or 3; see `to_input`.
+
+  Returns:
+    [N, 112], f32.
+
+  Raises:
+    ValueError: if these are not images.
+    RuntimeError: if the weights cannot be fetched.
+  """
+  images = np.asarray(images, np.float32)
+  if images.ndim != 4 or not len(images) or images.shape[3] not in (1, 3):
+    raise ValueError(
+      "frechet.efficientnet takes images [N, H, W, C] with N >= 1 and 1 or 3 channels, not "
+      f"{images.shape}"
+    )
+  variables, run = _network()
+  parts = []
+  for i in range(0, len(images), BATCH):
+    part = images[i : i + BATCH]
+    padded = np.pad(part, ((0, BATCH - len(part)), (0, 0), (0, 0), (0, 0)))
+    parts.append(jax.device_get(run(variables, to_input(padded)))[: len(part)])
+  return np.concatenate(parts)
+
+
+@jax.jit
+def to_input(images: jax.Array) -> jax.Array:
+  """Brings images to what the feature net takes.
+
+  Values are clipped to [-1, 1], grey is repeated, and sizes are changed linearly, each axis by
+  itself, with antialiasing where it shrinks.
+
+  Args:
+    images: [B, H, W, 1 or 3].
+
+  Returns:
+    [B, 64, 64, 3].
+
+  >>> to_input(jnp.zeros((2, 32, 96, 1))).shape
+  (2, 64, 64, 3)
+  """
+  x = jnp.broadcast_to(jnp.clip(images, -1.0, 1.0), (*images.shape[:3], 3))
+  return jax.image.resize(x, (len(x), SIDE, SIDE, 3), "linear")
 
 
 def gaussian_distance(
@@ -134,3 +242,22 @@ def _table(x: np.ndarray) -> np.ndarray:
   if not np.isfinite(x).all():
     raise ValueError(f"{(~np.isfinite(x)).any(1).sum()} of {len(x)} examples are not finite")
   return x
+
+
+@functools.cache
+def _network() -> tuple[dict, Callable]:
+  net = EfficientNetLite0()
+
+  def run(variables, x):  # [B, 64, 64, 3] -> [B, 112]
+    return net.apply(variables, x)[1][STAGE].mean((1, 2))
+
+  return jax.device_put(weights.load()), jax.jit(run)
+
+
+def _images(batch: Mapping[str, np.ndarray], what: str) -> np.ndarray:
+  if "image" not in batch:
+    raise ValueError(
+      f"frechet.efficientnet takes images, the {what} hold {', '.join(sorted(batch)) or 'nothing'}:"
+      " take it out of --config.metrics, or use data with images"
+    )
+  return batch["image"]

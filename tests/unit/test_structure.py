@@ -23,6 +23,7 @@ ALLOWED = {  # who may import what of gm
   "diagnostics": set(),
   "probability": {"probability"},
   "data": {"core", "data"},
+  "weights": {"data", "weights"},
   "metrics": {"nets", "nn", "core", "metrics", "weights"},
 }
 
