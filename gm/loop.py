@@ -66,6 +66,9 @@ def train(config: ConfigDict, workdir: str) -> None:
         state = run_stage(job, index, state, source, evaluator, workdir, desk, log, interrupt)
     metrics = evaluator.finish(desk, state)
     say("  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    last = {"stage": job.stages[-1].name, "step": int(state.step), **metrics}
+    for alarm in diagnostics.alarms([last]):
+      say(f"ALARM {alarm.name} at the end: {alarm.message}")
   finally:
     log.close()
     report.write(desk)

@@ -363,7 +363,7 @@ def page(workdir: Path, records: Sequence[Mapping], picture: bytes | None) -> st
   stages = list(dict.fromkeys(r["stage"] for r in records))
   pictures = writers.read_pictures(workdir)
   sections = [
-    ("alarms", "Alarms", _alarms(records)),
+    ("alarms", "Alarms", _alarms([*records, *_last_record(result)])),
     ("evaluation", "Evaluation", _evaluation(result)),
     ("samples", "Samples over time", _players(pictures, stages)),
     ("curves", "Curves", _curves_section(picture)),
@@ -450,6 +450,14 @@ def _headline(facts: Mapping, config: Mapping, records: Sequence[Mapping]) -> st
     items.append(("nothing logged", "so far"))
   cells = "".join(f"<div><b>{_e(v)}</b><span>{_e(k)}</span></div>" for v, k in items)
   return f'<div class="facts">{cells}</div>'
+
+
+def _last_record(result: Mapping) -> list[dict]:
+  """The last evaluation in the form of a line of metrics.jsonl: it can raise alarms too."""
+  metrics = result.get("metrics")
+  if not isinstance(metrics, dict):
+    return []
+  return [{"stage": result.get("stage", ""), "step": result.get("step", 0), **metrics}]
 
 
 def _alarms(records: Sequence[Mapping]) -> str:

@@ -235,9 +235,25 @@ def test_alarms_are_listed(tmp_path, monkeypatch):
   monkeypatch.setattr(report.diagnostics, "alarms", alarms)
   text = Page(report.write(tmp_path).read_text()).text
   assert "mode collapse" in text and "try a smaller step" in text and "train · step 120" in text
-  assert len(seen) == 40
+  assert len(seen) == 41  # the lines logged, and the last evaluation
   monkeypatch.setattr(report.diagnostics, "alarms", lambda r: [])
   assert "None of the checks fired" in Page(report.write(tmp_path).read_text()).text
+
+
+def test_the_last_evaluation_raises_alarms(tmp_path):
+  """Modes are often counted at the end only."""
+  make_run(tmp_path)
+  writers.write_eval(
+    tmp_path,
+    {
+      "stage": "train",
+      "step": 9,
+      "metrics": {"modes_20": 4.0, "num_modes": 8.0, "mode_kl": 0.6},
+      "protocol": {},
+    },
+  )
+  text = Page(report.write(tmp_path).read_text()).text
+  assert "mode collapse" in text
 
 
 def test_real_alarms_are_called(tmp_path):
