@@ -127,7 +127,7 @@ def load(
       )
   try:
     examples = builder.as_data_source(split=specs[split])
-  except (NotImplementedError, FileNotFoundError, AssertionError, KeyError) as error:
+  except (RuntimeError, FileNotFoundError, AssertionError, KeyError) as error:
     raise FileNotFoundError(
       f"{facts_of_set.full_name} cannot be read as array_record "
       f"({' '.join(str(error).split())}): prepare it with file_format='array_record', or set "

@@ -11,6 +11,7 @@ import pytest
 from gm import loop
 from gm.data import points
 from gm.methods import sampling
+from gm.probability import sampling as probability
 
 KEY = jax.random.key(0)
 
@@ -106,3 +107,27 @@ def test_a_run_leaves_samples_a_picture_and_its_numbers(tmp_path):
     assert (tmp_path / name).stat().st_size > 1_000, name
   metrics = json.loads((tmp_path / "eval.json").read_text())["metrics"]
   assert metrics["ks"] < 1.95 / np.sqrt(64)  # the 0.1 % point
+
+
+# ------------------------------------------------------------------------------------- many draws
+
+
+def measured(folder, variant, seed):
+  loop.train(config_of(variant, seed=seed), str(folder))
+  return json.loads((folder / "eval.json").read_text())["metrics"]
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("variant", ["small", "tabulated", "rejection", "rejection_constant"])
+def test_runs_follow_the_line(tmp_path, variant, seed):
+  found = measured(tmp_path / "run", variant, seed)
+  assert found["ks"] < 1.95 / 1.63 * found["ks_limit"], found  # the 0.1 % point
+
+
+@pytest.mark.learning
+def test_a_sampler_of_another_law_is_found_out(tmp_path, monkeypatch):
+  """The root of u instead of its cube root: draws of x / 2 on [0, 2]."""
+  monkeypatch.setattr(probability, "quadratic_inverse_cdf", lambda u: 2 * jnp.sqrt(u))
+  found = measured(tmp_path / "run", "small", 0)
+  assert found["ks"] > 10 * found["ks_limit"], found
