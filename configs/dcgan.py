@@ -4,7 +4,9 @@ Variants: small (default; 28 px digits), paper (64 px), test.
 
 Measured (80 GFLOP/s on 2 cores): small, seeds 0, 1, 2: the rarest digit is 5.7, 5.8, 6.9 % of
 10,000 samples, Frechet distance 56.8, 55.6, 57.1 (two halves of the real digits: 2.1), in runs of
-one thread each; a step takes 50 ms on both cores, 4,000 of them 3.4 minutes. paper was not run.
+one device each. Seed 0 on two devices, where sums have another order: 4.9 %, 70.5, in 4 min 26 s
+with start and evaluation. A linear probe of 1,000 test digits is right for 92.5 % of them on D's
+features, 92.0 % on those of an untrained D, 81.1 % on pixels. paper was not run.
 """
 
 from configs import common

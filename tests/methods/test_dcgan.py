@@ -10,6 +10,8 @@ import optax
 import pytest
 
 from gm import core, inspection, job, loop, losses, optim
+from gm.core import Info
+from gm.metrics import probe
 from gm.nets import dcgan
 
 
@@ -178,8 +180,13 @@ def test_frechet_distance_falls_and_a_broken_game_does_not(tmp_path, monkeypatch
 
 @pytest.mark.learning
 def test_features_of_d_tell_digits_apart(tmp_path):
-  """The paper's own point: a linear map of D's features is right where chance is one in ten."""
+  """Better than pixels do. On digits the features of an untrained D do nearly as well."""
   config = config_of("small", num_steps=1_000)
   loop.train(config, str(tmp_path / "run"))
   found = json.loads((tmp_path / "run/eval.json").read_text())["metrics"]
-  assert found["probe_accuracy"] > 0.93 > 0.2 > found["probe_chance"], found
+  test = job.load(job.prepare(config), 0, "test", shuffle=False, whole=True)
+  batch = test.decode(test.batch(0, test.num_examples))
+  pixels = np.asarray(batch["image"]).reshape(test.num_examples, -1)
+  rows = {"feature": pixels, "data_label": np.asarray(batch["label"])}
+  plain = probe.linear(rows, {}, Info({}))["probe_accuracy"]
+  assert found["probe_accuracy"] > 0.89 > 0.84 > plain, (found, plain)
