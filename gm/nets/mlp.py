@@ -42,7 +42,9 @@ class Generator(nn.Module):
     widths: of the hidden layers.
     activation: relu, leaky_relu (0.2), tanh, softplus, elu, swish or none.
     output: tanh, sigmoid or none.
-    norm: none or batch, after every hidden layer.
+    norm, norm_first: none or batch, after every hidden layer; the first one only with norm_first.
+    use_bias: keeps the biases that batch norm takes out again, as published counts have them.
+    dropout: rates at the input and at every hidden layer, as the discriminator's.
     output_bias_init: such as the log-odds of the training pixels.
   """
 
@@ -51,6 +53,9 @@ class Generator(nn.Module):
   activation: str = "relu"
   output: str = "tanh"
   norm: str = "none"
+  norm_first: bool = True
+  use_bias: bool = False
+  dropout: tuple[float, float] = (0.0, 0.0)
   kernel_init: Callable = nn.initializers.lecun_normal()
   output_bias_init: Callable = nn.initializers.zeros
   dtype: Any = jnp.float32
@@ -59,11 +64,13 @@ class Generator(nn.Module):
   def __call__(self, z: jax.Array, train: bool = True) -> jax.Array:
     """Generates from z."""
     act = _choose(ACTIVATIONS, self.activation, "activation")
-    bias = self.norm == "none"  # batch norm would take it out again
-    for width in self.widths:
+    z = nn.Dropout(self.dropout[0], deterministic=not train)(z)
+    for i, width in enumerate(self.widths):
+      kind = self.norm if i > 0 or self.norm_first else "none"
+      bias = self.use_bias or kind == "none"
       z = nn.Dense(width, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype)(z)
-      z = norm.layer(self.norm, scale_init=nn.initializers.ones, dtype=self.dtype)(z, train)
-      z = act(z)
+      z = norm.layer(kind, scale_init=nn.initializers.ones, dtype=self.dtype)(z, train)
+      z = nn.Dropout(self.dropout[1], deterministic=not train)(act(z))
     x = nn.Dense(
       math.prod(self.shape),
       kernel_init=self.kernel_init,
@@ -82,8 +89,7 @@ class Discriminator(nn.Module):
     activation: as the generator's; not used where pieces > 1.
     pieces: > 1 makes the hidden layers maxout over so many linear maps.
     dropout: rates at the input and at every hidden layer; the first GAN's are (0.2, 0.5). In
-      training a rate above 0
-      needs `rngs={"dropout": key}`.
+      training a rate above 0 needs `rngs={"dropout": key}`.
   """
 
   widths: Sequence[int] = (240, 240)

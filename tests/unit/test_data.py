@@ -338,7 +338,7 @@ def test_grids_of_any_side():
 
 def test_point_keys_are_checked():
   keys = {"ring": ("std", "radius", "scale", "num_modes"), "grid": ("side",)}
-  for name, key in ((name, key) for name in keys for key in keys[name]):
+  for name, key in [(n, k) for n, each in keys.items() for k in each]:
     with pytest.raises(ValueError, match=rf"--config\.data\.{key}"):
       points.info(config(name=name, **{key: 0}))
 

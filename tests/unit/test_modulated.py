@@ -80,6 +80,14 @@ def test_demodulated_output_of_white_input_has_variance_one():
   np.testing.assert_allclose(y.var(), 1.0, atol=0.1)
 
 
+def test_undemodulated_output_has_the_mean_square_of_the_styles():
+  """1 + 1: styles have mean 1 and variance 1 for a white latent; sqrt(I) is divided out."""
+  x, latent = normal(6, 64, 4, 4, 64), normal(7, 64, 32)
+  layer = modulated.ModulatedConv(64, 1, demodulate=False)
+  y = layer.apply(layer.init(jax.random.key(0), x, latent), x, latent)
+  np.testing.assert_allclose(jnp.mean(y**2), 2.0, rtol=0.15)
+
+
 def test_layer():
   x, latent = normal(0, 4, 4, 4, 64), normal(1, 4, 32)
   layer = modulated.ModulatedConv(8)

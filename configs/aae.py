@@ -1,0 +1,64 @@
+"""python main.py --config=configs/aae.py --workdir=/tmp/aae
+
+Variants: small (default; embedded digits, a code of 2 numbers), plain (its control, an autoencoder
+without discriminator), spokes (each class on its own spoke of the prior), supervised (the decoder
+is told the label), semisupervised (100 labels), labels_only (its baseline, a classifier of the same
+100), clustering (no label at all), paper, paper_supervised, paper_semisupervised (MNIST), test.
+
+No variant has been trained to its end yet, so no number is given.
+"""
+
+from configs import common
+
+VARIANTS = (
+  *("small", "plain", "spokes", "supervised", "semisupervised", "labels_only", "clustering"),
+  *("paper", "paper_supervised", "paper_semisupervised", "test"),
+)
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("aae")
+  c.lr = 5e-4
+  c.num_steps, c.batch_size = 4_000, 128
+  c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 2_000
+  c.metrics = ("mmd.codes", "digits.scores")
+  m = c.model
+  m.moves = ("rec", "d_z", "g_z")  # who plays; the equations are in gm/methods/aae.py
+  m.b1, m.rate_ends = 0.5, ()  # the rate falls to a tenth after each of these steps
+  m.z_weight, m.y_weight = 6.0, 6.0
+  m.z_dim, m.prior, m.num_categories = 2, "normal", 0  # 0: as many as there are classes
+  m.widths, m.d_widths = (256, 256), (256, 256)  # of the encoder, mirrored in the decoder; of D
+  m.input_noise = 0.0  # standard deviation, on what the encoder sees
+  m.d_label = m.decoder_label = False  # who is told labels
+  m.num_labels, m.labelled_batch, m.label_every = 0, 100, 1  # 0: all are known where they are used
+  if variant == "plain":
+    m.moves = ("rec",)
+  if variant == "spokes":
+    m.prior, m.d_label = "spokes", True
+  if variant.endswith("supervised") and "semi" not in variant:
+    m.decoder_label = True
+  if variant.endswith("semisupervised") or variant in ("labels_only", "test"):
+    m.moves = ("rec", "d_z", "g_z", "d_y", "g_y", "cls")
+    m.z_dim, m.num_labels, m.label_every, m.input_noise = 8, 100, 10, 0.3
+  if variant == "labels_only":
+    m.moves, m.label_every = ("cls",), 1
+    c.metrics = ()
+  if variant == "clustering":
+    m.moves, m.z_dim, m.num_categories = ("rec", "d_z", "g_z", "d_y", "g_y"), 8, 16
+    c.metrics = ("mmd.codes", "codes.purity", "codes.clusters")
+  if variant.startswith("paper"):
+    c.data.source, c.data.name = "prepared", "mnist"
+    c.lr, c.num_steps = 2e-4, 187_600  # 400 epochs of 469 steps
+    c.checkpoint_every = c.sample_every = 10_000
+    m.widths, m.d_widths, m.rate_ends = (1000, 1000), (1000, 1000), (46_900, 140_700)
+  if variant == "paper_semisupervised":
+    c.num_steps, m.rate_ends = 117_250, (70_350, 93_800)  # 250 epochs; 150, 200
+    m.z_dim, m.num_labels, m.labelled_batch, m.input_noise = 10, 1_280, 128, 0.0
+  if variant == "test":
+    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    m.widths, m.d_widths, m.z_dim, m.num_labels, m.labelled_batch = (16, 8), (8,), 2, 20, 4
+    m.label_every = 1
+  return c

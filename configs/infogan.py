@@ -1,0 +1,54 @@
+"""python main.py --config=configs/infogan.py --workdir=/tmp/infogan
+
+Variants: small (default; 28 px digits), plain (its control: G does not hear of the code), ring
+(points, one category for each of 4 modes), ring_plain, paper (MNIST), test.
+
+No variant has been trained to its end yet, so no number is given.
+"""
+
+from configs import common
+
+VARIANTS = ("small", "plain", "ring", "ring_plain", "paper", "test")
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("infogan")
+  c.lr = 5e-4  # of the trunk, D and Q
+  c.num_steps, c.batch_size = 3_000, 64
+  c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
+  c.metrics = ("digits.scores", "codes.purity", "codes.clusters")
+  m = c.model
+  m.g_lr, m.b1, m.ema = 4.0, 0.5, 0.995  # g_lr: G's learning rate over D's
+  m.noise_dim, m.num_categories, m.num_numbers = 16, 10, 2
+  m.category_weight, m.number_weight = 1.0, 0.1  # lambda of each kind of code
+  m.fix_std = True  # Q's deviation of a number is 1
+  m.q_player = "d"  # with whom Q moves: d, or g as the paper also allows
+  m.plain = False
+  m.nets = "conv"  # or mlp, for points, of the layers `widths`
+  m.widths = (64, 64)
+  m.g_hidden, m.g_base, m.start = 256, 32, 7  # 7 -> 14 -> 28
+  m.d_hidden, m.d_base, m.q_hidden, m.slope = 256, 32, 64, 0.01
+  m.bn_mode = "running"  # statistics of samples: running averages, or of the batch drawn
+  if variant.startswith("ring"):
+    c.data.source, c.data.name = "points", "ring"
+    c.data.num_modes, c.data.std, c.data.radius = 4, 0.2, 2.828
+    c.batch_size, c.num_steps = 256, 3_000
+    c.metrics, c.num_eval_samples = ("codes.purity", "coverage.modes"), 2_560
+    m.g_lr, m.ema, m.nets, m.slope = 2.0, 0.0, "mlp", 0.2
+    m.noise_dim, m.num_categories, m.num_numbers = 16, 4, 0
+  if variant == "paper":
+    c.data.source, c.data.name = "prepared", "mnist"
+    c.lr, c.batch_size, c.num_steps = 2e-4, 128, 5_000
+    m.g_lr, m.noise_dim, m.ema, m.bn_mode, m.number_weight = 5.0, 62, 0.0, "batch", 1.0
+    m.g_hidden, m.g_base, m.d_hidden, m.d_base, m.q_hidden = 1024, 64, 1024, 64, 128
+  if variant.endswith("plain"):
+    m.plain = True
+  if variant == "test":
+    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    c.lr = 1e-5  # of a bias before batch norm only rounding is left, which Adam makes a whole step
+    m.noise_dim, m.num_categories = 2, 3
+    m.g_hidden, m.g_base, m.d_hidden, m.d_base, m.q_hidden = 8, 4, 8, 4, 4
+  return c

@@ -1,0 +1,70 @@
+"""python main.py --config=configs/lsgan.py --workdir=/tmp/lsgan
+
+Variants: small (default; 28 px digits by label), modes (4 Gaussians in the plane), no_norm (digits
+without labels and without batch norm), paper (112 px scenes), characters (3,740 Chinese characters
+by label), stability (64 px, no batch norm in G), test. --config.model.scheme=pearson for the other
+targets. One class alone, of any run with labels: --mode=sample --config=...
+--config.model.sample_label=3.
+
+No variant has been trained to its end yet, so no number is given.
+"""
+
+from configs import common
+
+VARIANTS = ("small", "modes", "no_norm", "paper", "characters", "stability", "test")
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("lsgan")
+  c.lr = 1e-3
+  c.num_steps, c.batch_size = 3_000, 64
+  c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
+  c.metrics = ("digits.scores",)
+  m = c.model
+  m.scheme = "01"  # or pearson
+  m.optimizer, m.b1, m.ema = "adam", 0.5, 0.998  # or rmsprop
+  m.noise, m.z_dim = "uniform", 128  # or normal
+  m.nets, m.embed = "conv", 32  # or mlp; length of the map of the label, 0: no labels
+  m.g_first, m.g_widths, m.g_strides, m.g_kernel = 32, (32,), (2, 2), 4  # 7 -> 14 -> 28
+  m.g_norm, m.per_feature, m.output = "batch", True, "sigmoid"
+  m.d_widths, m.d_dense, m.d_kernel, m.d_norm = (64, 80), (256,), 4, "batch"
+  m.sample_label = -1  # class of all samples; -1: the labels of the test split
+  if variant == "modes":
+    c.lr, c.num_steps, c.batch_size = 1e-3, 3_000, 256
+    c.metrics, c.num_eval_samples = ("coverage.modes",), 2_500
+    c.data.source, c.data.name = "points", "grid"
+    c.data.side, c.data.scale, c.data.std = 2, 2.0, 0.15  # (+-2, +-2), standard deviation 0.3
+    m.noise, m.z_dim, m.nets, m.embed, m.ema = "normal", 4, "mlp", 0, 0.0
+    m.g_widths, m.d_widths, m.g_norm, m.output = (64, 64), (64, 64), "none", "none"
+  if variant == "no_norm":
+    c.lr, c.num_steps = 2e-4, 1_500
+    m.embed, m.g_norm, m.d_norm, m.output = 0, "none", "none", "tanh"
+    m.g_first, m.g_widths, m.d_widths, m.d_dense = 64, (32,), (32, 64), ()
+  if variant in ("paper", "characters", "stability"):
+    c.data.source, c.data.name = "folder", variant
+    c.num_steps, c.log_every, c.sample_every, c.checkpoint_every = 1_000_000, 100, 5_000, 10_000
+    c.metrics = ()
+    m.z_dim, m.ema, m.d_kernel = 1024, 0.0, 5
+  if variant in ("paper", "stability"):
+    c.data.image_size, c.data.channels = 112, 3
+    m.embed, m.per_feature, m.output = 0, False, "tanh"
+    m.g_first, m.g_widths, m.g_kernel = 256, (256, 256, 256, 256, 128, 64), 3
+    m.g_strides = (2, 1, 2, 1, 2, 2, 1)  # 7 -> 14 -> 14 -> 28 -> 28 -> 56 -> 112 -> 112
+    m.d_widths, m.d_dense = (64, 128, 256, 512), ()
+  if variant == "characters":
+    c.lr = 2e-4
+    c.data.image_size, c.data.channels, c.data.num_classes = 28, 1, 3740
+    m.embed, m.g_first, m.g_widths, m.g_kernel = 256, 128, (128,), 5
+    m.d_widths, m.d_dense = (257, 320), (1024,)
+  if variant == "stability":
+    c.lr, c.data.image_size = 2e-4, 64
+    m.g_first, m.g_widths, m.g_strides, m.g_kernel = 512, (256, 128, 64), (2, 2, 2, 2), 5
+    m.g_norm = "none"
+  if variant == "test":
+    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    m.z_dim, m.embed, m.g_first, m.g_widths = 4, 3, 4, (4,)
+    m.d_widths, m.d_dense = (4, 6), (8,)
+  return c

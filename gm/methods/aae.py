@@ -1,0 +1,383 @@
+"""AAE, adversarial autoencoders. Makhzani et al., 2016, arXiv:1511.05644.
+
+Idea: an autoencoder whose codes, over the whole data set, are pushed to a law p(z) of our choice by
+a small GAN in code space: the encoder is the generator, a discriminator tells codes from draws of
+p(z). Decoded draws of p(z) then look like data. A category y that the encoder infers can be pushed
+to the uniform law in the same way, and a few labels give it a meaning.
+Objective: moves, in this order, each with an Adam of its own; model.moves names those of a variant.
+z = mean(x) + std(x) eps with eps ~ N(0, I) drawn anew in every move, y = softmax(logits(x)), p ~
+p(z), k a one-hot; s_z and s_y the logits of D_z and D_y, softplus(s) = log(1 + e^s):
+  rec  1/2 E sum over pixels of (x - dec(z, y))^2                  moves enc, z_head, y_head, dec
+  d_z  z_weight (E softplus(-s_z(p)) + E softplus(s_z(z)))         d_z
+  g_z  z_weight E softplus(-s_z(z))                                enc, z_head
+  d_y  y_weight (E softplus(-s_y(k)) + E softplus(s_y(y)))         d_y
+  g_y  y_weight E softplus(-s_y(y))                                enc, y_head
+  cls  -E log y_label(x), labelled images, every label_every steps enc, y_head
+p(z) is N(0, I), or `spokes`: as many narrow normals around 0 as there are classes. Where D_z sees
+the label of an image, and that of the spoke that p is from, each class goes to its own spoke.
+With decoder_label the decoder is told the label, so z keeps what the label does not say: the style.
+Departures: sizes, rates and Adam are those of a TensorFlow port (conan7882), the paper has SGD with
+momentum. Under Adam the scale of a loss does not matter, so neither do the weights, as long as they
+are not 0. The port reads a label for its spokes and never shows it to D_z; d_label=False does that.
+Its dropout, off by default, is left out. Labelled images are the first of each class in the order
+of the seed, in the port in that of the file. `small` has narrower networks and a higher rate.
+Run: python main.py --config=configs/aae.py --workdir=/tmp/aae
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from gm import core, diagnostics, losses, optim, pictures
+from gm.nets import mlp
+
+MOVES = ("rec", "d_z", "g_z", "d_y", "g_y", "cls")
+SPOKE_RADIUS, SPOKE_LENGTH, SPOKE_WIDTH = 1.4, 0.5, 0.1  # centre and standard deviations
+_he = nn.initializers.he_normal()
+
+
+def spokes(key: jax.Array, label: jax.Array, z_dim: int, num_spokes: int) -> jax.Array:
+  """Draws from a mixture of normals that lie like the spokes of a wheel, in every pair of axes.
+
+  z = R(2 pi k / num) (1.4 + u, v) with u ~ N(0, 0.5^2), v ~ N(0, 0.1^2), R a rotation.
+
+  Args:
+    key: random key.
+    label: which spoke, i32 [B]; num_spokes or more draws one of them.
+    z_dim: even.
+    num_spokes: num.
+
+  Returns:
+    [B, z_dim], one spoke in all pairs.
+
+  Source: Makhzani et al., 2016, arXiv:1511.05644, figure 3; numbers of the port.
+
+  >>> z = spokes(jax.random.key(0), jnp.zeros(1000, jnp.int32), 2, 10)  # along the first axis
+  >>> [round(float(m), 1) for m in z.mean(0)], [round(float(s), 1) for s in z.std(0)]
+  ([1.4, 0.0], [0.5, 0.1])
+  """
+  k_spoke, k_place = jax.random.split(key)
+  drawn = jax.random.randint(k_spoke, label.shape, 0, num_spokes)
+  angle = 2 * math.pi * jnp.where(label < num_spokes, label, drawn) / num_spokes
+  place = jax.random.normal(k_place, (len(label), z_dim // 2, 2))
+  along, across = SPOKE_RADIUS + SPOKE_LENGTH * place[..., 0], SPOKE_WIDTH * place[..., 1]
+  cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+  pairs = jnp.stack([along * cos - across * sin, along * sin + across * cos], axis=-1)
+  return pairs.reshape(len(label), z_dim)
+
+
+class Decoder(nn.Module):
+  """Codes [B, Z] -> images [B, *shape] in (-1, 1)."""
+
+  shape: tuple[int, ...]
+  widths: tuple[int, ...]
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, z: jax.Array) -> jax.Array:
+    """Decodes z."""
+    for width in self.widths:
+      z = nn.relu(nn.Dense(width, kernel_init=_he, dtype=self.dtype)(z))
+    glorot = nn.initializers.glorot_uniform()
+    x = nn.Dense(math.prod(self.shape), kernel_init=glorot, dtype=self.dtype)(z)
+    return jnp.tanh(x.astype(jnp.float32)).reshape(len(z), *self.shape)
+
+
+def _check(m, info: core.Info) -> None:
+  unknown = [move for move in m.moves if move not in MOVES]
+  if unknown or not m.moves:
+    raise ValueError(
+      f"moves {unknown or '()'}: choose some of {', '.join(MOVES)} (--config.model.moves)"
+    )
+  if m.prior not in ("normal", "spokes"):
+    raise ValueError(f"prior {m.prior!r}: choose normal or spokes (--config.model.prior)")
+  if m.prior == "spokes" and m.z_dim % 2:
+    raise ValueError(f"spokes lie in pairs of axes: make --config.model.z_dim={m.z_dim} even")
+  uses = m.num_labels or m.decoder_label or m.d_label or m.prior == "spokes"
+  if uses and not (info.num_classes and "label" in info.shape):
+    raise ValueError(
+      "labels are asked for, the data have none: use other --config.data.name, or set"
+      " --config.model.num_labels=0, decoder_label, d_label to False and prior to normal"
+    )
+  if m.decoder_label and {"d_y", "g_y", "cls"} & set(m.moves):
+    raise ValueError(
+      "the decoder is told either the label or the y that the encoder infers: set"
+      " --config.model.decoder_label=False, or take d_y, g_y and cls out of --config.model.moves"
+    )
+  if "cls" in m.moves and not m.num_labels:
+    raise ValueError("cls learns from labels: set --config.model.num_labels above 0")
+  if m.num_labels and m.num_labels % info.num_classes:
+    raise ValueError(
+      f"{m.num_labels} labels do not split into {info.num_classes} classes: change"
+      " --config.model.num_labels"
+    )
+  if "cls" in m.moves and m.num_categories not in (0, info.num_classes):
+    raise ValueError(
+      f"{m.num_categories} categories cannot have the names of {info.num_classes} classes: set"
+      " --config.model.num_categories=0, or take cls out of --config.model.moves"
+    )
+
+
+def _labelled(m, info: core.Info) -> core.Stage:
+  """A stage without steps that keeps the first images of every class, the only labelled ones."""
+  per_class = m.num_labels // info.num_classes
+
+  def init(key, batch, prev):
+    def first(c):  # the places of class c; its first one again where there are too few
+      here = batch["label"] == c
+      return jnp.nonzero(here, size=per_class, fill_value=here.argmax())[0]
+
+    rows = jnp.stack([first(c) for c in range(info.num_classes)], axis=1).ravel()  # 0 1 2 .. 0 1 ..
+    known = {name: batch[name][rows] for name in ("image", "label")}
+    return core.State(step=jnp.zeros((), jnp.int32), params={}, opt={}, extra=known)
+
+  def step(state, batch, key):
+    return state.replace(step=state.step + 1), {}
+
+  def sample(state, batch, key):
+    rows = jnp.arange(len(batch["image"])) % m.num_labels
+    return {name: x[rows] for name, x in state.extra.items()}
+
+  enough = {"batch_size": max(1_024, 2 * m.num_labels)}
+  return core.Stage("labels", 0, init, step, sample, data=enough)
+
+
+def stages(config, info: core.Info) -> list[core.Stage]:
+  """Returns the stage of an adversarial autoencoder, after one that picks labelled images if any.
+
+  Raises:
+    ValueError: for an unknown move or prior, or labels that do not fit the data.
+  """
+  m, dtype = config.model, config.compute_dtype
+  _check(m, info)
+  shape, num_classes = info.shape["image"], info.num_classes
+  num_categories = m.num_categories or num_classes
+  moves = [move for move in MOVES if move in m.moves]
+  inferred, has_code = {"d_y", "g_y", "cls"} & set(moves), {"rec", "d_z", "g_z"} & set(moves)
+  code, category = ["enc", "z_head"], ["enc", "y_head"]
+  players = {
+    "rec": [*code, *(["y_head"] if inferred else []), "dec"],
+    "d_z": ["d_z"],
+    "g_z": code,
+    "d_y": ["d_y"],
+    "g_y": category,
+    "cls": category,
+  }
+  tells_labels = m.d_label or m.decoder_label or m.prior == "spokes"
+  y_dim = num_categories if inferred else num_classes if m.decoder_label else 0
+  d = mlp.Discriminator(m.d_widths, kernel_init=_he, dtype=dtype)
+  width = m.widths[-1]
+  # the last layer of enc is rectified where it is read
+  enc = mlp.Decoder((width,), m.widths[:-1], "relu", kernel_init=_he, dtype=dtype)
+  nets = {"enc": (enc, math.prod(shape))}  # with the length of what each takes in
+  if has_code:
+    nets["z_head"] = nn.Dense(2 * m.z_dim, kernel_init=_he, dtype=dtype), width
+    nets["dec"] = Decoder(shape, m.widths[::-1], dtype=dtype), m.z_dim + y_dim
+  if {"d_z", "g_z"} & set(moves):
+    nets["d_z"] = d, m.z_dim + (num_classes + 1 if m.d_label else 0)
+  if inferred:
+    nets["y_head"] = nn.Dense(num_categories, kernel_init=_he, dtype=dtype), width
+  if {"d_y", "g_y"} & set(moves):
+    nets["d_y"] = d, num_categories
+
+  def optimizer(move):
+    ends = [end // (m.label_every if move == "cls" else 1) for end in m.rate_ends]
+    return optim.adam(
+      optim.piecewise([config.lr / 10**i for i in range(len(ends) + 1)], ends), m.b1
+    )
+
+  tx = {move: optimizer(move) for move in moves}
+
+  def run(p, name, x):
+    return nets[name][0].apply({"params": p[name]}, x).astype(jnp.float32)
+
+  def hidden(p, x):  # [B, H, W, C] -> [B, F]
+    return nn.relu(run(p, "enc", x.reshape(len(x), -1)))
+
+  def posterior(p, h):  # -> mean and std of z, [B, Z]
+    mean, raw = jnp.split(run(p, "z_head", h), 2, axis=1)
+    return mean, nn.softplus(raw)
+
+  def encode(p, b):  # -> z [B, Z] and hidden units
+    h = hidden(p, b["x"])
+    mean, std = posterior(p, h)
+    return mean + std * b["eps"], h
+
+  def decode(p, z, y=None):  # [N, Z], [N, Y] -> [N, H, W, C]
+    return run(p, "dec", z if y is None else jnp.concatenate([z, y], axis=1))
+
+  def D(p, z, label):  # -> logits [B]
+    if m.d_label:  # one more class stands for no label
+      z = jnp.concatenate([z, jax.nn.one_hot(label, num_classes + 1)], axis=1)
+    return run(p, "d_z", z)
+
+  def logits_of(p, b):  # of y, [B, Y]
+    return run(p, "y_head", hidden(p, b["x"]))
+
+  def one_hot(category):
+    return jax.nn.one_hot(category, y_dim)
+
+  def told(p, h, b):  # what the decoder is told beside z, [B, Y]
+    if inferred:
+      return nn.softmax(run(p, "y_head", h))
+    return one_hot(b["label"]) if y_dim else None
+
+  def prior(key, label):  # label: num_classes where there is none
+    if m.prior == "spokes":
+      return spokes(key, label, m.z_dim, num_classes)
+    return jax.random.normal(key, (len(label), m.z_dim))
+
+  def observe(key, x):
+    """What the encoder sees and how its code is drawn: anew for every move."""
+    k_x, k_eps = jax.random.split(key)
+    seen = x + m.input_noise * jax.random.normal(k_x, x.shape) if m.input_noise else x
+    return {"x": seen, "eps": jax.random.normal(k_eps, (len(x), m.z_dim))}
+
+  def init(key, batch, prev):
+    keys = jax.random.split(key, len(nets))
+    params = {
+      name: core.build(net, k, jnp.zeros((2, size)))[0]
+      for k, (name, (net, size)) in zip(keys, nets.items(), strict=True)
+    }
+    return core.State(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt={move: core.init_slot(tx[move], params, players[move]) for move in moves},
+      extra=prev.extra if m.num_labels else {},
+    )
+
+  # ------------------------------------------------------- losses: (p, b) -> loss, (stats, metrics)
+
+  def rec(p, b):
+    z, h = encode(p, b)
+    return 0.5 * jnp.sum((b["clean"] - decode(p, z, told(p, h, b))) ** 2) / len(z), ({}, {})
+
+  def d_z(p, b):
+    real, fake = D(p, b["prior"], b["label"]), D(p, encode(p, b)[0], b["label"])
+    found = diagnostics.discriminator_stats(real, fake)
+    return m.z_weight * losses.bce_d(real, fake), ({}, found)
+
+  def g_z(p, b):
+    fake = D(p, encode(p, b)[0], b["label"])
+    return m.z_weight * losses.nonsaturating_g(fake), ({}, {})
+
+  def d_y(p, b):
+    real, fake = run(p, "d_y", b["one_hot"]), run(p, "d_y", nn.softmax(logits_of(p, b)))
+    return m.y_weight * losses.bce_d(real, fake), ({}, {})
+
+  def g_y(p, b):
+    fake = run(p, "d_y", nn.softmax(logits_of(p, b)))
+    return m.y_weight * losses.nonsaturating_g(fake), ({}, {})
+
+  def cls(p, b):
+    logits = logits_of(p, b)
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, b["label"]).mean()
+    return nll, ({}, {})
+
+  loss_of = {"rec": rec, "d_z": d_z, "g_z": g_z, "d_y": d_y, "g_y": g_y, "cls": cls}
+
+  def play(state, move, b):
+    return core.minimize(
+      state, tx[move], loss_of[move], players[move], b, slot=move, accumulate=config.accumulate
+    )
+
+  # --------------------------------------------------------------------------------------- the game
+
+  def labelled(state):  # the next labelled images in turn
+    start = state.step // m.label_every * m.labelled_batch
+    rows = (start + jnp.arange(m.labelled_batch)) % m.num_labels
+    return {name: x[rows] for name, x in state.extra.items()}
+
+  def step(state, batch, key):
+    k_prior, k_category, *k_moves = jax.random.split(key, 2 + len(MOVES))
+    x, found = batch["image"], {}
+    label = jnp.full(len(x), num_classes)  # none
+    if tells_labels and not m.num_labels:
+      label = batch["label"]
+    elif tells_labels:  # a few labelled images join the others
+      more = labelled(state)
+      x, label = jnp.concatenate([x, more["image"]]), jnp.concatenate([label, more["label"]])
+    one_hots = one_hot(jax.random.randint(k_category, label.shape, 0, max(1, y_dim)))
+    drawn = {"prior": prior(k_prior, label), "one_hot": one_hots}
+    for move, k in zip(MOVES[:-1], k_moves[:-1], strict=True):
+      if move in moves:
+        b = {"clean": x, "label": label, **drawn, **observe(k, x)}
+        state, more = play(state, move, b)
+        found |= more
+    if "cls" in moves:
+      some = labelled(state)
+      b = {"label": some["label"], **observe(k_moves[-1], some["image"])}
+      state = core.every(m.label_every, state.step, lambda s: play(s, "cls", b)[0], state)
+      found["loss_cls"] = cls(state.params, b)[0]
+    return state.replace(step=state.step + 1), found
+
+  def sample(state, batch, key):
+    k_z, k_y, k_eps = jax.random.split(key, 3)
+    x, p = batch["image"], state.params
+    if not has_code:  # a classifier alone: the images with the labels that they get
+      return {"image": x, "label": run(p, "y_head", hidden(p, x)).argmax(1).astype(jnp.int32)}
+    found, y = {}, None
+    z, h = encode(p, {"x": x, "eps": jax.random.normal(k_eps, (len(x), m.z_dim))})
+    on_spoke = m.d_label and m.prior == "spokes"
+    if on_spoke or m.decoder_label or "cls" in moves:  # a digit can be asked for
+      found["label"] = batch["label"]
+    if m.decoder_label or "cls" in moves:
+      y = one_hot(batch["label"])
+    elif inferred:  # clusters without names
+      found["category"] = jax.random.randint(k_y, (len(x),), 0, y_dim)
+      y = one_hot(found["category"])
+      if "label" in batch:
+        found["data_category"] = run(p, "y_head", h).argmax(1).astype(jnp.int32)
+        found["data_label"] = batch["label"]
+    latent = prior(k_z, batch["label"] if on_spoke else jnp.full(len(x), num_classes))
+    return {"image": decode(p, latent, y), "latent": latent, "code": z, **found}
+
+  def evaluate(state, batch, key):
+    x, p, found = batch["image"], state.params, {}
+    h = hidden(p, x)
+    if has_code:
+      mean, std = posterior(p, h)
+      error = x - decode(p, mean, told(p, h, batch))
+      found["mse"] = jnp.mean(error**2) / 4  # of pixels in [0, 1]
+    if "cls" in moves:
+      right = run(p, "y_head", h).argmax(1) == batch["label"]
+      found["accuracy"] = jnp.mean(right, dtype=jnp.float32)
+    if has_code and m.prior == "spokes":  # does the nearest spoke have the number of the class?
+      z = mean + std * jax.random.normal(key, mean.shape)
+      turn = jnp.arctan2(z[:, 1], z[:, 0]) / (2 * math.pi)
+      right = jnp.round(turn * num_classes) % num_classes == batch["label"]
+      found["spoke_accuracy"] = jnp.mean(right, dtype=jnp.float32)
+    return found
+
+  def show(state, batch, key):
+    p, x, found = state.params, batch["image"], {}
+    if not has_code:
+      return found
+    k_eps, k_z = jax.random.split(key)
+    z, h = encode(p, {"x": x, "eps": jax.random.normal(k_eps, (len(x), m.z_dim))})
+    rec = decode(p, z, told(p, h, batch))
+    found["reconstruction"] = pictures.pairs(x[:32], rec[:32])
+    if m.z_dim == 2:
+      found["codes"] = {"points": z, **({"label": batch["label"]} if "label" in batch else {})}
+    if y_dim:  # a style in each row, the classes from left to right
+      styles = jnp.repeat(prior(k_z, jnp.full(10, num_classes)), y_dim, axis=0)
+      painted = decode(p, styles, one_hot(jnp.tile(jnp.arange(y_dim), 10)))
+      found["styles"] = painted.reshape(10, y_dim, *shape)
+    elif m.prior == "spokes":  # a spoke in each row, outwards from left to right
+      angle = 2 * math.pi * jnp.arange(num_classes) / num_classes
+      ray = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+      radius = SPOKE_RADIUS + jnp.linspace(-2, 2, 10) * SPOKE_LENGTH
+      places = jnp.tile(ray[:, None] * radius[:, None], m.z_dim // 2).reshape(-1, m.z_dim)
+      found["spokes"] = decode(p, places).reshape(num_classes, 10, *shape)
+    elif m.z_dim == 2:
+      found["manifold"] = pictures.plane(lambda z: decode(p, z))
+    return found
+
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [_labelled(m, info), train] if m.num_labels else [train]

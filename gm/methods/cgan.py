@@ -1,0 +1,279 @@
+"""CGAN. Mirza and Osindero, Conditional Generative Adversarial Nets, 2014, arXiv:1411.1784.
+
+Idea: the GAN's game for p(x|y). G and D both see the label y: G draws x for it, and D judges the
+pair (x, y), so that a good x of another class is as false as a bad one.
+Objective, in logits s(x, y) = logit D, fakes x' = G(z, y') for labels y' drawn evenly:
+  D, log:      E softplus(-s(x, y)) + E softplus(s(x', y'))
+  G, log:      E softplus(-s(x', y'))
+  D, squared:  E (sigmoid s(x, y) - 1)^2 + E (sigmoid s(x', y'))^2
+  G, squared:  E (sigmoid s(x', y') - 1)^2
+Real examples come with their own labels, a fake with the one that it was made for; G moves on the
+fakes that D has just seen, against the D that has just moved.
+nets: `paths` are the paper's, where x or z and y each pass a hidden layer before they are joined;
+`embedding` are those of a PyTorch port (CGAN-PyTorch), which joins a trainable row for each class
+to z or x. The port trains the squared loss, which dies where D is sure; the log loss is ours.
+Departures: the paper gives no initialisation, and no slope for its momentum; `paper` takes those of
+the first GAN, and does not stop early. `small` adds averaged weights to the port's recipe.
+Run: python main.py --config=configs/cgan.py --workdir=/tmp/cgan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gm import core, diagnostics, losses, optim
+from gm.nets import mlp
+from gm.nn import init as inits
+from gm.nn import linear
+
+
+class Embedding(nn.Module):
+  """net([x, E y]): the input, flat, joined with a trainable row for each class, N(0, 1) at first.
+
+  Attributes:
+    net: [B, N + features] -> anything.
+    features: length of a row.
+  """
+
+  net: nn.Module
+  features: int = 10
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, y: jax.Array, train: bool = True) -> jax.Array:
+    """Computes net of x [B, ...] and one-hot labels y [B, K]."""
+    table = nn.Dense(
+      self.features,
+      use_bias=False,
+      kernel_init=inits.normal(1.0),
+      dtype=self.dtype,
+      name="embedding",
+    )
+    return self.net(jnp.concatenate([x.reshape(len(x), -1), table(y)], axis=1), train)
+
+
+class Paths(nn.Module):
+  """net([h(x), h(y)]): both inputs pass a hidden layer of their own first.
+
+  Attributes:
+    net: [B, sum of widths] -> anything.
+    widths: of the layers for x and for y.
+    pieces: 1 makes them rectified, more maxout over so many linear maps.
+  """
+
+  net: nn.Module
+  widths: Sequence[int] = (200, 1000)
+  pieces: int = 1
+  kernel_init: Any = nn.initializers.lecun_normal()
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, y: jax.Array, train: bool = True) -> jax.Array:
+    """Computes net of x [B, ...] and one-hot labels y [B, K]."""
+    options = {"kernel_init": self.kernel_init, "dtype": self.dtype}
+    both = []
+    for v, width, name in ((x, self.widths[0], "of_x"), (y, self.widths[1], "of_y")):
+      v = v.reshape(len(v), -1)
+      if self.pieces > 1:
+        both.append(linear.Maxout(width, self.pieces, name=name, **options)(v))
+      else:
+        both.append(nn.relu(nn.Dense(width, name=name, **options)(v)))
+    return self.net(jnp.concatenate(both, axis=1), train)
+
+
+def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
+  """Returns G and D of a variant.
+
+  Raises:
+    ValueError: for an unknown model.nets.
+  """
+  if m.nets not in ("embedding", "paths"):
+    raise ValueError(f"nets {m.nets!r}: choose embedding or paths (--config.model.nets)")
+  paths = m.nets == "paths"
+  if paths:
+    g_init, d_init = inits.uniform(m.g_init_scale), inits.uniform(m.d_init_scale)
+  else:
+    he = lambda scale: nn.initializers.variance_scaling(2.0 * scale**2, "fan_in", "normal")
+    g_init, d_init = he(m.g_init_scale), he(m.d_init_scale)
+  g = mlp.Generator(
+    shape,
+    m.g_widths,
+    m.g_activation,
+    m.g_output,
+    m.g_norm,
+    norm_first=False,
+    use_bias=True,
+    dropout=(m.dropout, m.dropout),
+    kernel_init=g_init,
+    dtype=dtype,
+  )
+  d = mlp.Discriminator(
+    m.d_widths,
+    pieces=m.d_pieces,
+    dropout=(m.dropout, m.dropout),
+    kernel_init=d_init,
+    dtype=dtype,
+  )
+  if not paths:
+    return Embedding(g, m.embed, dtype), Embedding(d, m.embed, dtype)
+  return (
+    Paths(g, m.g_paths, kernel_init=g_init, dtype=dtype),
+    Paths(d, m.d_paths, m.d_path_pieces, kernel_init=d_init, dtype=dtype),
+  )
+
+
+def squared_d(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+  """E (sigmoid s(x) - 1)^2 + E (sigmoid s(x'))^2, the port's loss of D.
+
+  >>> float(squared_d(jnp.zeros(2), jnp.zeros(2)))
+  0.5
+  """
+  return 2 * losses.least_squares_d(jax.nn.sigmoid(real_logits), jax.nn.sigmoid(fake_logits))
+
+
+def squared_g(fake_logits: jax.Array) -> jax.Array:
+  """E (sigmoid s(x') - 1)^2, the port's loss of G.
+
+  >>> float(squared_g(jnp.zeros(2)))
+  0.25
+  """
+  return 2 * losses.least_squares_g(jax.nn.sigmoid(fake_logits))
+
+
+LOSSES = {
+  "log": (losses.bce_d, losses.nonsaturating_g),
+  "squared": (squared_d, squared_g),
+}
+
+
+def stages(config, info: core.Info) -> list[core.Stage]:
+  """Returns the one stage of a conditional GAN for labelled images or points.
+
+  Raises:
+    ValueError: for data without labels, a label that they do not have, an unknown loss or nets.
+  """
+  m, num_classes = config.model, info.num_classes
+  data = "image" if "image" in info.shape else "point"
+  if "label" not in info.shape or not num_classes:
+    raise ValueError(
+      f"cgan needs labels, and {config.data.source}:{config.data.name} has none here: set"
+      " --config.data.num_classes (folder, tfds), or another --config.data.name"
+    )
+  if not -1 <= m.sample_label < num_classes:
+    raise ValueError(
+      f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."
+      f" {num_classes - 1}, or to -1 for the labels of the test split"
+    )
+  if m.loss not in LOSSES:
+    raise ValueError(f"loss {m.loss!r}: choose one of {', '.join(LOSSES)} (--config.model.loss)")
+  d_criterion, g_criterion = LOSSES[m.loss]
+  g, d = networks(m, info.shape[data], config.compute_dtype)
+  if m.optimizer == "adam":
+    tx = {n: optim.adam(config.lr, b1=m.b1) for n in ("g", "d")}
+  else:  # the paper's rate falls to 1e-6; the first GAN's momentum
+    momentum = optim.momentum_ramp(0.5, 0.7, num_steps=125_000)
+    rate = optim.inverse_decay(config.lr, 1.00004, floor=1e-6)
+    tx = {n: optim.sgd(rate, momentum) for n in ("g", "d")}
+
+  unit = m.g_output == "sigmoid"  # the paper's pixels lie in [0, 1], the data's in [-1, 1]
+
+  def G(params, stats, z, y, key=None):  # [B, Z], [B, K] -> [B, H, W, C] or [B, D]
+    rngs = {} if key is None else {"dropout": key}  # without a key it samples
+    x, stats = core.apply(g, params, stats, z, y, train=key is not None, rngs=rngs)
+    return (2 * x - 1 if unit else x), stats
+
+  def D(params, x, y, key):  # -> logits [B]
+    x = (x + 1) / 2 if unit else x
+    return core.apply(d, params, {}, x, y, rngs={"dropout": key})[0]
+
+  def noise(key, n):
+    if m.noise == "unit":  # the paper's hypercube
+      return jax.random.uniform(key, (n, m.z_dim))
+    return jax.random.normal(key, (n, m.z_dim))
+
+  def one_hot(y):
+    return jax.nn.one_hot(y, num_classes)
+
+  def init(key, batch, prev):
+    kg, kd = jax.random.split(key)
+    y = jnp.zeros((2, num_classes))
+    params, stats = {}, {}
+    params["g"], stats["g"] = core.build(g, kg, jnp.zeros((2, m.z_dim)), y, train=False)
+    params["d"], _ = core.build(d, kd, batch[data][:2], y, train=False)
+    return core.State(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt={n: core.init_slot(tx[n], params, [n]) for n in ("g", "d")},
+      stats=stats,
+      ema={"g": params["g"], "g_stats": stats["g"]},
+    )
+
+  def step(state, batch, key):
+    k_noise, k_label, kg, kd = jax.random.split(key, 4)
+    x, n = batch[data], len(batch[data])
+    wanted = one_hot(jax.random.randint(k_label, (n,), 0, num_classes))
+
+    def generate(p, b):
+      fake, stats = G(p["g"], state.stats["g"], b["z"], b["wanted"], kg)
+      return fake, {"g": stats}
+
+    def d_loss(p, b, fake):  # moves d only; no batch statistics in it, so one pass is two
+      pairs = jnp.concatenate([b["x"], fake]), jnp.concatenate([b["y"], b["wanted"]])
+      real_logits, fake_logits = jnp.split(D(p["d"], *pairs, jax.random.fold_in(kd, 0)), 2)
+      found = diagnostics.discriminator_stats(real_logits, fake_logits)
+      return d_criterion(real_logits, fake_logits), ({}, found)
+
+    def g_loss(p, b, fake):  # moves g only, through fake
+      return g_criterion(D(p["d"], fake, b["wanted"], jax.random.fold_in(kd, 1))), ({}, {})
+
+    parts = {"x": x, "y": one_hot(batch["label"]), "z": noise(k_noise, n), "wanted": wanted}
+    state, found = core.alternate(
+      state, tx, generate, d_loss, g_loss, parts, accumulate=config.accumulate
+    )
+    ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
+    return state.replace(step=state.step + 1, ema=ema), found
+
+  def generate(state, z, y):
+    return G(state.ema["g"], state.ema["g_stats"], z, one_hot(y))[0]
+
+  def asked(batch):  # the labels that samples are made for
+    y = batch["label"]
+    return y if m.sample_label < 0 else jnp.full_like(y, m.sample_label)
+
+  def sample(state, batch, key):
+    """Draws for the labels of the batch, and gives them back."""
+    y = asked(batch)
+    return {data: generate(state, noise(key, len(y)), y), "label": y}
+
+  def evaluate(state, batch, key):
+    k_noise, kg, kd = jax.random.split(key, 3)
+    y, z = batch["label"], noise(k_noise, len(batch["label"]))
+
+    def logits(params):
+      fake = G(params, state.stats["g"], z, one_hot(y), kg)[0]
+      return D(state.params["d"], fake, one_hot(y), kd)
+
+    found = diagnostics.generator_gradients(logits, state.params["g"])
+    if info.modes:  # of a mixture the label is the mode
+      gaps = jnp.linalg.norm(generate(state, z, y)[:, None] - jnp.asarray(info.modes), axis=-1)
+      found["label_agreement"] = jnp.mean(gaps.argmin(1) == y)
+    return found
+
+  def show(state, batch, key):
+    """A row for each class, the same noise in a column; points in the colour of their label."""
+    if data == "point":
+      if info.shape["point"] != (2,):
+        return {}
+      x = generate(state, noise(key, len(batch["label"])), batch["label"])
+      return {"labels": {"points": x, "label": batch["label"]}}
+    rows, cols = min(num_classes, 20), 10
+    z, y = jnp.tile(noise(key, cols), (rows, 1)), jnp.repeat(jnp.arange(rows), cols)
+    x = generate(state, z, y)
+    return {"classes": x.reshape(rows, cols, *x.shape[1:])}
+
+  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]

@@ -1,0 +1,325 @@
+"""InfoGAN. Chen et al., NIPS 2016, arXiv:1606.03657.
+
+Idea: part of G's input is a code c: a category and numbers. A head Q on D's trunk reads c back from
+G(z, c), and G helps it to. So c must show in the image, and without a label it comes to mean what
+images differ in most: which digit, how slanted, how wide.
+Objective, in logits s = logit D, softplus(s) = log(1 + e^s), I = sum over codes of weight * I_c:
+  D and Q:  E softplus(-s(x)) + E softplus(s(G(z, c))) - I      moves trunk, head d and head q
+  G:        E softplus(-s(G(z, c))) - I                         moves g alone, on new z and c
+  I_c = E log Q(c | G(z, c)) - E log p(c), a lower bound of the mutual information of c and G(z, c)
+Q(c|x) is a softmax for the category, N(mean(x), 1) for a number (model.fix_std). info_category is
+at most the log of the number of categories. info_numbers puts N(0, 1) for p(c) as the authors' code
+does, though c is uniform on [-1, 1]: 0 where Q says 0, and at most 1/6 for each number.
+`plain` is the control: Q learns from a trunk that it does not move, and G does not hear of it.
+Departures: the authors' code puts 1e-8 inside its logarithms and normalises samples by the batch
+that it draws (model.bn_mode), its leaky units have slope 0.01, the paper's 0.1 (model.slope). The
+paper lets Q move with G as well (model.q_player). They train on 55,000 images of MNIST, here on all
+60,000. `small` is a narrower network with averaged weights, other rates, and a tenth of the weight
+for numbers: with all of it they take over what tells digits apart.
+Run: python main.py --config=configs/infogan.py --workdir=/tmp/infogan
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gm import core, diagnostics, losses, optim
+from gm.nets import dcgan, mlp
+from gm.nn import conv, norm
+from gm.nn import init as inits
+
+SWEEP = 2.0  # the paper draws a number from -2 to 2, where training stops at 1
+_normal = inits.normal(0.02)
+
+
+def _norm(x: jax.Array, train: bool, dtype: Any) -> jax.Array:
+  """Batch normalisation whose scales start as N(1, 0.02^2)."""
+  return norm.BatchNorm(scale_init=inits.normal(0.02, mean=1.0), dtype=dtype)(x, train)
+
+
+class Generator(nn.Module):
+  """Latents [B, Z] -> images [B, *shape] in [0, 1]: a dense layer, and DCGAN's generator on it."""
+
+  shape: tuple[int, int, int]
+  base: int = 64
+  hidden: int = 1024
+  start: int = 7
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, z: jax.Array, train: bool = True) -> jax.Array:
+    """Generates from z."""
+    x = nn.Dense(self.hidden, kernel_init=_normal, dtype=self.dtype)(z)
+    return dcgan.Generator(
+      self.shape,
+      base=self.base,
+      start=self.start,
+      use_bias=True,
+      first="dense",
+      output="sigmoid",
+      dtype=self.dtype,
+    )(nn.relu(_norm(x, train, self.dtype)), train)
+
+
+class Trunk(nn.Module):
+  """What D and Q share: images [B, H, W, C] in [0, 1] -> [B, hidden]; no norm at first."""
+
+  base: int = 64
+  hidden: int = 1024
+  slope: float = 0.01
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+    """Computes the features."""
+    cut = nn.initializers.truncated_normal(0.02)  # at 2 deviations, as TensorFlow does
+    for i in range(2):
+      x = conv.Conv(self.base * 2**i, 4, 2, kernel_init=cut, dtype=self.dtype)(x)
+      x = nn.leaky_relu(_norm(x, train, self.dtype) if i else x, self.slope)
+    x = nn.Dense(self.hidden, kernel_init=_normal, dtype=self.dtype)(x.reshape(len(x), -1))
+    return nn.leaky_relu(_norm(x, train, self.dtype), self.slope)
+
+
+class FlatTrunk(nn.Module):
+  """The same for points [B, D] -> [B, widths[-1]], without norm."""
+
+  widths: tuple[int, ...]
+  slope: float = 0.2
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+    """Computes the features."""
+    for width in self.widths:
+      x = nn.leaky_relu(nn.Dense(width, dtype=self.dtype)(x), self.slope)
+    return x
+
+
+class Head(nn.Module):
+  """Features [B, F] -> [B, outputs], float32, through one layer of `hidden` units if any."""
+
+  outputs: int = 1
+  hidden: int = 0
+  slope: float = 0.01
+  kernel_init: Callable = _normal
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+    """Reads the features."""
+    if self.hidden:
+      x = nn.Dense(self.hidden, kernel_init=self.kernel_init, dtype=self.dtype)(x)
+      x = nn.leaky_relu(_norm(x, train, self.dtype), self.slope)
+    x = nn.Dense(self.outputs, kernel_init=self.kernel_init, dtype=self.dtype)(x)
+    return x.astype(jnp.float32)
+
+
+def bound(
+  out: jax.Array, code: jax.Array, num_categories: int, *, fix_std: bool = True
+) -> tuple[jax.Array, jax.Array]:
+  """The bound of every example, I_c = log Q(c|x) - log p(c), for the category and for the numbers.
+
+  Args:
+    out: Q's outputs [B, K + 2 N]: logits of K categories, then mean and log-variance of each of N
+      numbers.
+    code: [B, K + N]: the category as a one-hot, then the numbers.
+    num_categories: K.
+    fix_std: Q's deviation of the numbers is 1 and its log-variances are not read.
+
+  Returns:
+    log K + log Q(category), and the sum over numbers of log N(c; mean, std) - log N(c; 0, 1); both
+    [B], nats.
+
+  Source: Chen et al., 2016, arXiv:1606.03657, section 5, and their code for the constants.
+
+  >>> category, numbers = bound(jnp.zeros((1, 4)), jnp.array([[1.0, 0.0, 0.5]]), 2)
+  >>> float(category[0]), float(numbers[0])  # Q knows nothing
+  (0.0, 0.0)
+  """
+  one_hot, numbers = code[:, :num_categories], code[:, num_categories:]
+  log_q = jnp.sum(one_hot * jax.nn.log_softmax(out[:, :num_categories]), axis=1)
+  mean, log_var = out[:, num_categories::2], out[:, num_categories + 1 :: 2]
+  log_std = jnp.zeros_like(log_var) if fix_std else 0.5 * log_var
+  density = losses.gaussian_log_prob(numbers, mean, log_std, event_ndim=1)
+  return (
+    math.log(num_categories) + log_q,
+    density - losses.standard_normal_log_prob(numbers, event_ndim=1),
+  )
+
+
+def networks(m, shape: tuple, dtype: str) -> dict[str, nn.Module]:
+  """Returns G, the trunk and the heads d and q of a variant."""
+  num_outputs = m.num_categories + 2 * m.num_numbers
+  if m.nets == "mlp":
+    plain = {"kernel_init": nn.initializers.lecun_normal(), "dtype": dtype}
+    return {
+      "g": mlp.Generator(shape, m.widths, activation="leaky_relu", output="none", **plain),
+      "trunk": FlatTrunk(m.widths, slope=m.slope, dtype=dtype),
+      "d": Head(**plain),
+      "q": Head(num_outputs, **plain),
+    }
+  return {
+    "g": Generator(shape, base=m.g_base, hidden=m.g_hidden, start=m.start, dtype=dtype),
+    "trunk": Trunk(base=m.d_base, hidden=m.d_hidden, slope=m.slope, dtype=dtype),
+    "d": Head(dtype=dtype),
+    "q": Head(num_outputs, hidden=m.q_hidden, slope=m.slope, dtype=dtype),
+  }
+
+
+def stages(config, info: core.Info) -> list[core.Stage]:
+  """Returns the one stage of an InfoGAN for images or points.
+
+  Raises:
+    ValueError: for fewer than 2 categories, or an unknown model.q_player.
+  """
+  m = config.model
+  if m.num_categories < 2:
+    raise ValueError(
+      f"a code of {m.num_categories} categories tells nothing: set --config.model.num_categories"
+      " to 2 or more"
+    )
+  if m.q_player not in ("d", "g"):
+    raise ValueError(f"q_player {m.q_player!r}: choose d or g (--config.model.q_player)")
+  data = "image" if "image" in info.shape else "point"
+  nets = networks(m, info.shape[data], config.compute_dtype)
+  d_names = ["trunk", "d", "q"] if m.q_player == "d" else ["trunk", "d"]
+  g_names = ["g"] if m.q_player == "d" else ["g", "q"]
+  tx = {
+    "d": optim.adam(config.lr, b1=m.b1),
+    "g": optim.adam(config.lr * m.g_lr, b1=m.b1),
+  }
+  num_codes = m.num_categories + m.num_numbers
+  unit = data == "image"  # G's pixels and D's lie in [0, 1], the data's in [-1, 1]
+
+  def latent(key, n):  # -> [noise | one-hot | numbers], [n, Z]
+    k_noise, k_category, k_numbers = jax.random.split(key, 3)
+    noise = jax.random.uniform(k_noise, (n, m.noise_dim), minval=-1.0)
+    category = jax.random.randint(k_category, (n,), 0, m.num_categories)
+    numbers = jax.random.uniform(k_numbers, (n, m.num_numbers), minval=-1.0)
+    return jnp.concatenate([noise, jax.nn.one_hot(category, m.num_categories), numbers], axis=1)
+
+  def G(params, stats, z, train=True):  # -> what the trunk sees, and G's statistics
+    return core.apply(nets["g"], params["g"], stats["g"], z, train=train)
+
+  def read(params, stats, x, *, with_q=True, train=True):
+    """Logits of D [B], Q's outputs or None, and the statistics after this pass."""
+    h, trunk = core.apply(nets["trunk"], params["trunk"], stats["trunk"], x, train=train)
+    logits, _ = core.apply(nets["d"], params["d"], stats["d"], h, train=train)
+    stats = {**stats, "trunk": trunk}
+    if not with_q:
+      return logits[:, 0], None, stats
+    seen = jax.lax.stop_gradient(h) if m.plain else h
+    out, q = core.apply(nets["q"], params["q"], stats["q"], seen, train=train)
+    return logits[:, 0], out, {**stats, "q": q}
+
+  def information(out, z):  # the weighted sum that the players raise, and its parts
+    code = z[:, -num_codes:]
+    category, numbers = bound(out, code, m.num_categories, fix_std=m.fix_std)
+    found = {"info_category": category.mean(), "info_numbers": numbers.mean()}
+    weighted = m.category_weight * found["info_category"]
+    return weighted + m.number_weight * found["info_numbers"], found
+
+  def init(key, batch, prev):
+    k_g, k_trunk, k_d, k_q = jax.random.split(key, 4)
+    params, stats = {}, {}
+    z = jnp.zeros((2, m.noise_dim + num_codes))
+    params["g"], stats["g"] = core.build(nets["g"], k_g, z)
+    params["trunk"], stats["trunk"] = core.build(nets["trunk"], k_trunk, batch[data][:2])
+    h, _ = core.apply(nets["trunk"], params["trunk"], stats["trunk"], batch[data][:2])
+    params["d"], stats["d"] = core.build(nets["d"], k_d, h)
+    params["q"], stats["q"] = core.build(nets["q"], k_q, h)
+    return core.State(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt={
+        "d": core.init_slot(tx["d"], params, d_names),
+        "g": core.init_slot(tx["g"], params, g_names),
+      },
+      stats=stats,
+      ema={"g": params["g"], "g_stats": stats["g"]},
+    )
+
+  def step(state, batch, key):
+    kd, kg = jax.random.split(key)
+    x = (batch[data] + 1) / 2 if unit else batch[data]
+    z = latent(kd, len(x))
+    fake, _ = G(state.params, state.stats, z)
+
+    def d_loss(p, b):  # moves trunk, d and q; the fakes are constants, and Q reads only them
+      real_logits, _, stats = read(p, state.stats, b["x"], with_q=False)
+      fake_logits, out, stats = read(p, stats, b["fake"])
+      gain, found = information(out, b["z"])
+      loss = losses.bce_d(real_logits, fake_logits) - (gain if m.q_player == "d" else 0.0)
+      return loss, (stats, {**diagnostics.discriminator_stats(real_logits, fake_logits), **found})
+
+    def g_loss(p, b):  # moves g on other fakes, through the trunk and q that have just moved
+      fake, stats = G(p, state.stats, b["z"])
+      logits, out, _ = read(p, state.stats, fake)
+      gain, _ = information(out, b["z"])
+      return losses.nonsaturating_g(logits) - gain, ({"g": stats}, {})
+
+    k = config.accumulate
+    state, found = core.minimize(
+      state, tx["d"], d_loss, d_names, {"x": x, "fake": fake, "z": z}, slot="d", accumulate=k
+    )
+    state, more = core.minimize(
+      state, tx["g"], g_loss, g_names, {"z": latent(kg, len(x))}, slot="g", accumulate=k
+    )
+    ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
+    return state.replace(step=state.step + 1, ema=ema), {**found, **more}
+
+  def generate(state, z):
+    batch_statistics = m.bn_mode == "batch"
+    x = G(state.ema, {"g": state.ema["g_stats"]}, z, train=batch_statistics)[0]
+    return 2 * x - 1 if unit else x
+
+  def ask(state, x):  # Q's outputs on data or samples
+    x = (x + 1) / 2 if unit else x
+    return read(state.params, state.stats, x, train=False)[1]
+
+  def with_code(z, category, numbers=None):  # [n, Z], [n], [n, N]: other codes in the place of z's
+    start, end = m.noise_dim, m.noise_dim + m.num_categories
+    z = z.at[:, start:end].set(jax.nn.one_hot(category, m.num_categories))
+    return z if numbers is None else z.at[:, end:].set(numbers)
+
+  def sample(state, batch, key):
+    k_z, k_first = jax.random.split(key)
+    n = len(batch[data])
+    # 8 in a row share a category, a row of the picture; the first is drawn, so all are as likely
+    first = jax.random.randint(k_first, (), 0, m.num_categories)
+    category = (first + jnp.arange(n) // 8) % m.num_categories
+    found = {data: generate(state, with_code(latent(k_z, n), category)), "category": category}
+    if "label" in batch:  # what Q, which never saw a label, makes of the data
+      seen = ask(state, batch[data])[:, : m.num_categories].argmax(1).astype(jnp.int32)
+      found |= {"data_category": seen, "data_label": batch["label"]}
+    return found
+
+  def evaluate(state, batch, key):
+    z = latent(key, len(batch[data]))
+    return information(ask(state, generate(state, z)), z)[1]
+
+  def show(state, batch, key):
+    num = m.num_categories
+    if data != "image":
+      found = sample(state, batch, key)
+      plane = info.shape[data] == (2,)
+      return {"codes": {"points": found[data], "label": found["category"]}} if plane else {}
+    z = latent(key, 10)
+    rows = jnp.repeat(jnp.arange(num), 10)
+    paint = lambda z: generate(state, z).reshape(num, 10, *info.shape[data])
+    found = {"categories": paint(with_code(jnp.tile(z, (num, 1)), rows))}  # a noise in each column
+    one = jnp.tile(z[:1], (num * 10, 1))
+    # one noise; a category in each row, the number grows from left to right
+    for i in range(m.num_numbers):
+      numbers = one[:, -m.num_numbers :]
+      numbers = numbers.at[:, i].set(jnp.tile(jnp.linspace(-SWEEP, SWEEP, 10), num))
+      found[f"number_{i}"] = paint(with_code(one, rows, numbers))
+    return found
+
+  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]

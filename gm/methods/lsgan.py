@@ -1,0 +1,334 @@
+"""LSGAN. Mao et al., Least Squares Generative Adversarial Networks, ICCV 2017, arXiv:1611.04076.
+
+Idea: D regresses targets on its raw output instead of classifying. A fake that D takes for real,
+but that lies far from its targets, is still pulled, where the log loss has no slope left.
+Objective, a and b what D is to say of fakes and of data, c what G wants it to say:
+  D: 1/2 E (D(x) - b)^2 + 1/2 E (D(G(z)) - a)^2;   G: 1/2 E (D(G(z)) - c)^2
+scheme `01`: a, b, c = 0, 1, 1; `pearson`: -1, 1, 0, with which G lowers the Pearson chi^2 between
+p_data + p_g and 2 p_g. The best D is (b p_data + a p_g) / (p_data + p_g); there
+  divergence = 2 - 8 L_D / (b - a)^2 = int (p_data - p_g)^2 / (p_data + p_g), from 0 to 2,
+in both schemes, and any other D gives less: so it is a lower bound, and evaluated as one.
+With `embed` G and D see the label too, each through a linear map of its own (the paper's second
+model, for 3,740 Chinese characters). G moves on the fakes that D has just seen; real and fake
+batches are normalised each by itself.
+Departures: the losses are means over the batch, the authors' code sums the squares, which Adam
+hardly feels. D's running averages do not move in G's step. Images are cropped to the square, theirs
+are squeezed. The nets of `stability` start as the others here. `small` has the second model's
+networks at a quarter of the width, kernels of 4 and averaged weights.
+Run: python main.py --config=configs/lsgan.py --workdir=/tmp/lsgan
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from gm import core, losses, optim, pictures
+from gm.nets import mlp
+from gm.nn import conv, norm
+from gm.nn import init as inits
+
+SCHEMES = {"01": losses.ZERO_ONE, "pearson": losses.PEARSON}
+OF_DENSE = {"kernel_init": inits.normal(0.02)}  # and of transposed convolutions
+OF_CONV = {"kernel_init": nn.initializers.truncated_normal(0.02)}  # cut at 2 standard deviations
+
+
+def divergence(real: jax.Array, fake: jax.Array, target: losses.Targets) -> jax.Array:
+  """A lower bound of int (p_data - p_g)^2 / (p_data + p_g), exact where D is at its best.
+
+  2 - 8 L_D / (b - a)^2.
+
+  Args:
+    real: D on data, [B].
+    fake: D on samples, [B].
+    target: that D was trained for.
+
+  Returns:
+    scalar, at most 2, and 0 for the best D of two equal laws.
+
+  >>> float(divergence(jnp.ones(3), jnp.zeros(3), losses.ZERO_ONE))  # told apart without error
+  2.0
+  """
+  loss = losses.least_squares_d(real, fake, a=target.a, b=target.b)
+  return 2 - 8 * loss / (target.b - target.a) ** 2
+
+
+def first_size(shape: tuple[int, int, int], strides: Sequence[int]) -> tuple[int, int]:
+  """Returns the size of the first map, from which the strides lead up to the image.
+
+  Raises:
+    ValueError: if there is none.
+
+  >>> first_size((112, 224, 3), (2, 1, 2, 1, 2, 2, 1))
+  (7, 14)
+  """
+  factor = math.prod(strides)
+  if shape[0] % factor or shape[1] % factor:
+    raise ValueError(
+      f"images of {shape[0]}x{shape[1]} pixels are no multiple of {factor}, the product of the"
+      f" strides {tuple(strides)}: change --config.data.image_size or --config.model.g_strides"
+    )
+  return shape[0] // factor, shape[1] // factor
+
+
+class Generator(nn.Module):
+  """z [B, Z] and one-hot labels [B, K] -> images [B, *shape], float32.
+
+  A dense layer makes the first map, transposed convolutions all others, each followed by batch norm
+  and ReLU but the last.
+
+  Attributes:
+    shape: (H, W, C).
+    first: channels of the first map.
+    widths: of the maps between the first and the image.
+    strides: one more than widths.
+    per_feature: the first batch norm is of features, pixels apart; else of channels.
+    norm: batch or none.
+    output: tanh or sigmoid.
+    embed: length of the linear map of the label that is joined to z; 0: no labels.
+  """
+
+  shape: tuple[int, int, int]
+  first: int = 256
+  widths: Sequence[int] = (256, 256, 256, 256, 128, 64)
+  strides: Sequence[int] = (2, 1, 2, 1, 2, 2, 1)
+  kernel: int = 3
+  per_feature: bool = False
+  norm: str = "batch"
+  output: str = "tanh"
+  embed: int = 0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, z: jax.Array, train: bool = True, y: jax.Array | None = None) -> jax.Array:
+    """Generates from z, and y where there are labels."""
+    height, width = first_size(self.shape, self.strides)
+    options = {**OF_DENSE, "dtype": self.dtype}
+    layer = lambda x: nn.relu(
+      norm.layer(self.norm, scale_init=inits.constant(1.0), dtype=self.dtype)(x, train)
+    )
+    if self.embed:
+      z = jnp.concatenate([z, nn.Dense(self.embed, name="label", **options)(y)], axis=1)
+    x = nn.Dense(height * width * self.first, name="first", **options)(z)
+    maps = lambda x: x.reshape(-1, height, width, self.first)
+    x = maps(layer(x)) if self.per_feature else layer(maps(x))
+    for i, (features, stride) in enumerate(
+      zip((*self.widths, self.shape[2]), self.strides, strict=True)
+    ):
+      x = conv.ConvTranspose(features, self.kernel, stride, name=f"up{i}", **options)(x)
+      x = layer(x) if i < len(self.widths) else x
+    return mlp.OUTPUTS[self.output](x.astype(jnp.float32))
+
+
+class Discriminator(nn.Module):
+  """Images [B, H, W, C] and one-hot labels [B, K] -> unbounded outputs [B], float32.
+
+  Convolutions of stride 2, then dense layers, each followed by batch norm (but the first one) and
+  LeakyReLU.
+
+  Attributes:
+    widths: of the convolutions.
+    dense: of the hidden dense layers.
+    norm: batch or none.
+    embed: length of the linear map of the label that is joined to every hidden layer; 0: no labels.
+  """
+
+  widths: Sequence[int] = (64, 128, 256, 512)
+  dense: Sequence[int] = ()
+  kernel: int = 5
+  norm: str = "batch"
+  embed: int = 0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = True, y: jax.Array | None = None) -> jax.Array:
+    """Scores x, or the pair of x and y."""
+    options = {**OF_DENSE, "dtype": self.dtype}
+    normalize = lambda x: norm.layer(self.norm, scale_init=inits.constant(1.0), dtype=self.dtype)(
+      x, train
+    )
+    e = nn.Dense(self.embed, name="label", **options)(y) if self.embed else None
+
+    def join(x):  # to every pixel, where x is a map
+      if e is None:
+        return x
+      rows = jnp.expand_dims(e, tuple(range(1, x.ndim - 1)))
+      return jnp.concatenate([x, jnp.broadcast_to(rows, (*x.shape[:-1], self.embed))], axis=-1)
+
+    for i, width in enumerate(self.widths):
+      x = join(x) if i > 0 else x
+      x = conv.Conv(width, self.kernel, 2, name=f"down{i}", **OF_CONV, dtype=self.dtype)(x)
+      x = nn.leaky_relu(normalize(x) if i > 0 else x, 0.2)
+    x = join(x.reshape(x.shape[0], -1))
+    for i, width in enumerate(self.dense):
+      x = nn.Dense(width, name=f"dense{i}", **options)(x)
+      x = join(nn.leaky_relu(normalize(x), 0.2))
+    return nn.Dense(1, name="last", **options)(x)[:, 0].astype(jnp.float32)
+
+
+def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
+  """Returns G and D of a variant.
+
+  Raises:
+    ValueError: for names that do not exist, or numbers of layers that do not agree.
+  """
+  for name, value, allowed in (
+    ("nets", m.nets, ("conv", "mlp")),
+    ("output", m.output, tuple(mlp.OUTPUTS)),
+  ):
+    if value not in allowed:
+      raise ValueError(f"{name} {value!r}: choose {', '.join(allowed)} (--config.model.{name})")
+  if m.nets == "mlp":
+    if m.embed:
+      raise ValueError(f"embed {m.embed} needs nets=conv: set --config.model.embed to 0")
+    g = mlp.Generator(shape, m.g_widths, "leaky_relu", m.output, m.g_norm, dtype=dtype)
+    return g, mlp.Discriminator(m.d_widths, dtype=dtype)
+  if len(m.g_strides) != len(m.g_widths) + 1:
+    raise ValueError(
+      f"{len(m.g_strides)} strides do not lead through {len(m.g_widths)} maps to an image: give one"
+      " more in --config.model.g_strides than in --config.model.g_widths"
+    )
+  first_size(shape, m.g_strides)  # complains here, before anything is built
+  g = Generator(
+    shape,
+    m.g_first,
+    m.g_widths,
+    m.g_strides,
+    m.g_kernel,
+    m.per_feature,
+    m.g_norm,
+    m.output,
+    m.embed,
+    dtype,
+  )
+  return g, Discriminator(m.d_widths, m.d_dense, m.d_kernel, m.d_norm, m.embed, dtype)
+
+
+def stages(config, info: core.Info) -> list[core.Stage]:
+  """Returns the one stage of an LSGAN for images, with labels or without, or for points.
+
+  Raises:
+    ValueError: for a label projection without labels, a label that the data do not have, or what
+      the networks refuse.
+  """
+  m, num_classes = config.model, info.num_classes
+  data = "image" if "image" in info.shape else "point"
+  if m.scheme not in SCHEMES:
+    raise ValueError(
+      f"scheme {m.scheme!r}: choose one of {', '.join(SCHEMES)} (--config.model.scheme)"
+    )
+  if m.embed and "label" not in info.shape:
+    raise ValueError(
+      f"embed {m.embed} needs labels, and {config.data.source}:{config.data.name} has none here:"
+      " set --config.data.num_classes (folder, tfds), or --config.model.embed to 0"
+    )
+  if m.embed and not -1 <= m.sample_label < num_classes:
+    raise ValueError(
+      f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."
+      f" {num_classes - 1}, or to -1 for the labels of the test split"
+    )
+  target = SCHEMES[m.scheme]
+  g, d = networks(m, info.shape[data], config.compute_dtype)
+  if m.optimizer == "adam":
+    tx = {n: optim.adam(config.lr, b1=m.b1) for n in ("g", "d")}
+  else:  # TensorFlow's, in which the average of squares starts at 1
+    tx = {n: optax.rmsprop(config.lr, 0.9, 1e-10, initial_scale=1.0) for n in ("g", "d")}
+
+  unit = m.output == "sigmoid"  # pixels in [0, 1], the data's lie in [-1, 1]
+
+  def labels(y):  # what the networks are told; y [B]
+    return {"y": jax.nn.one_hot(y, num_classes)} if m.embed else {}
+
+  def G(params, stats, z, y, train=True):  # [B, Z] -> [B, H, W, C] or [B, D]
+    x, stats = core.apply(g, params, stats, z, train=train, **labels(y))
+    return (2 * x - 1 if unit else x), stats
+
+  def D(params, stats, x, y):  # -> outputs [B]
+    return core.apply(d, params, stats, (x + 1) / 2 if unit else x, **labels(y))
+
+  def noise(key, n):
+    if m.noise == "uniform":
+      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
+    return jax.random.normal(key, (n, m.z_dim))
+
+  def asked(batch):  # labels [B] that samples are made for; zeros where nobody asks
+    y = batch["label"] if m.embed else jnp.zeros(len(batch[data]), jnp.int32)
+    return y if m.sample_label < 0 else jnp.full_like(y, m.sample_label)
+
+  def init(key, batch, prev):
+    kg, kd = jax.random.split(key)
+    y = labels(jnp.zeros(2, jnp.int32))
+    params, stats = {}, {}
+    params["g"], stats["g"] = core.build(g, kg, jnp.zeros((2, m.z_dim)), **y)
+    params["d"], stats["d"] = core.build(d, kd, batch[data][:2], **y)
+    return core.State(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt={n: core.init_slot(tx[n], params, [n]) for n in ("g", "d")},
+      stats=stats,
+      ema={"g": params["g"], "g_stats": stats["g"]},
+    )
+
+  def step(state, batch, key):
+    def generate(p, b):
+      fake, stats = G(p["g"], state.stats["g"], b["z"], b["y"])
+      return fake, {"g": stats}
+
+    def d_loss(p, b, fake):  # moves d only; fakes have the labels of the batch
+      real_out, stats = D(p["d"], state.stats["d"], b["x"], b["y"])
+      fake_out, stats = D(p["d"], stats, fake, b["y"])
+      largest = jnp.maximum(jnp.abs(real_out).max(), jnp.abs(fake_out).max())
+      found = {"out_real": real_out.mean(), "out_fake": fake_out.mean(), "out_largest": largest}
+      loss = losses.least_squares_d(real_out, fake_out, a=target.a, b=target.b)
+      return loss, ({"d": stats}, found)
+
+    def g_loss(p, b, fake):  # moves g only, through fake
+      out, _ = D(p["d"], state.stats["d"], fake, b["y"])
+      return losses.least_squares_g(out, c=target.c), ({}, {})
+
+    x = batch[data]
+    y = batch["label"] if m.embed else jnp.zeros(len(x), jnp.int32)
+    parts = {"x": x, "y": y, "z": noise(key, len(x))}
+    state, found = core.alternate(
+      state, tx, generate, d_loss, g_loss, parts, accumulate=config.accumulate
+    )
+    ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
+    return state.replace(step=state.step + 1, ema=ema), found
+
+  def generate(state, z, y):
+    return G(state.ema["g"], state.ema["g_stats"], z, y, train=False)[0]
+
+  def sample(state, batch, key):
+    """Draws; with labels for those of the batch, which it gives back."""
+    y = asked(batch)
+    found = {data: generate(state, noise(key, len(y)), y)}
+    return {**found, "label": y} if m.embed else found
+
+  def evaluate(state, batch, key):
+    """The lower bound of the divergence from samples of the averaged weights, on held-out data."""
+    x = batch[data]
+    y = batch["label"] if m.embed else jnp.zeros(len(x), jnp.int32)
+    out = lambda x: D(state.params["d"], state.stats["d"], x, y)[0]
+    fake = generate(state, noise(key, len(x)), y)
+    return {"divergence": divergence(out(x), out(fake), target)}
+
+  def show(state, batch, key):
+    """A row for each class, the same noise in a column; without labels lines between noises."""
+    if data == "point":
+      return {}
+    if not m.embed:
+      start, end = noise(key, 16).reshape(2, 8, m.z_dim)
+      of = lambda z: generate(state, z, jnp.zeros(len(z), jnp.int32))
+      return {"interpolation": pictures.lines(of, start, end)}
+    rows, cols = min(num_classes, 20), 10
+    z, y = jnp.tile(noise(key, cols), (rows, 1)), jnp.repeat(jnp.arange(rows), cols)
+    x = generate(state, z, y)
+    return {"classes": x.reshape(rows, cols, *x.shape[1:])}
+
+  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]

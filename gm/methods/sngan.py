@@ -1,0 +1,265 @@
+"""SN-GAN. Miyato, Kataoka, Koyama, Yoshida, ICLR 2018, arXiv:1802.05957; projection discriminator:
+Miyato and Koyama, ICLR 2018, arXiv:1802.05637.
+
+Idea: divide every weight W of D by its largest singular value, so that each layer is 1-Lipschitz.
+The value comes from one step of power iteration in every forward pass, v = W^T u / |W^T u|,
+u <- W v / |W v|, sigma = u^T W v: nearly free, and no penalty, no clipping.
+Objective:
+  hinge:  D: E max(0, 1 - D(x)) + E max(0, 1 + D(G(z)));      G: -E D(G(z))
+  bce:    D: E softplus(-D(x)) + E softplus(D(G(z)));         G: E softplus(-D(G(z)))
+With classes, D(x, y) = w.h(x) + <e_y, h(x)> and G gets y through its batch norms; labels of samples
+are uniform. An iteration is one step of G and then d_steps of D, each on fresh noise and data.
+Departures: D sees data and samples in one batch, so u moves once in a step of D, in the authors'
+code twice (here as there it moves in G's step too); u is held still outside training, theirs moves
+for embeddings. The CNN's slope is 0.2 as in their code, 0.1 in the paper. `small` averages G's
+weights. hanyoseob/pytorch-SNGAN normalises G as well and has instance norm in D: not this method.
+Run: python main.py --config=configs/sngan.py --workdir=/tmp/sngan
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gm import core, losses, optim, pictures, regularizers
+from gm.nets import mlp, resnet
+from gm.nn import conv, norm, spectral
+from gm.nn import init as inits
+
+
+class Generator(nn.Module):
+  """The paper's CNN: dense to a map of widths[0], transposed convolutions of stride 2, tanh."""
+
+  shape: tuple[int, int, int]
+  widths: Sequence[int] = (512, 256, 128, 64)
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, z: jax.Array, train: bool = True) -> jax.Array:
+    """[B, Z] -> [B, *shape]."""
+    halvings = len(self.widths) - 1
+    h, w = (n // 2**halvings for n in self.shape[:2])
+    if (h * 2**halvings, w * 2**halvings) != tuple(self.shape[:2]):
+      raise ValueError(
+        f"images of {self.shape[0]}x{self.shape[1]} pixels do not halve {halvings} times: change"
+        " --config.data.image_size or the number of --config.model.g_widths"
+      )
+    options = {"kernel_init": inits.normal(0.02), "dtype": self.dtype}
+    normalize = lambda x: norm.BatchNorm(eps=2e-5, dtype=self.dtype)(x, train)
+    x = nn.Dense(math.prod((h, w, self.widths[0])), **options)(z)
+    x = nn.relu(normalize(x)).reshape(-1, h, w, self.widths[0])  # statistics of every feature
+    for width in self.widths[1:]:
+      x = nn.relu(normalize(conv.ConvTranspose(width, 4, 2, **options)(x)))
+    x = conv.ConvTranspose(self.shape[2], 3, 1, **options)(x)
+    return jnp.tanh(x.astype(jnp.float32))
+
+
+class Discriminator(nn.Module):
+  """The paper's CNN: 3 x 3 convolutions, and 4 x 4 of stride 2 where the width changes."""
+
+  widths: Sequence[int] = (64, 128, 256, 512)
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+    """[B, H, W, C] -> logits [B]."""
+    options = {"kernel_init": inits.normal(0.02), "dtype": self.dtype}
+    for i, width in enumerate(self.widths):
+      if i:
+        x = nn.leaky_relu(conv.Conv(width, 4, 2, **options)(x), 0.2)
+      x = nn.leaky_relu(conv.Conv(width, 3, 1, **options)(x), 0.2)
+    return nn.Dense(1, **options)(x.reshape(len(x), -1))[:, 0].astype(jnp.float32)
+
+
+def networks(config, shape: tuple, num_classes: int) -> tuple[nn.Module, nn.Module]:
+  """Returns G and D of a variant; D without its normalisation.
+
+  Raises:
+    ValueError: for unknown nets, or classes in nets that know none.
+  """
+  m, dtype = config.model, config.compute_dtype
+  if m.nets == "resnet":
+    g = resnet.Generator(shape, m.g_widths, num_classes, eps=2e-5, dtype=dtype)
+    d = resnet.Discriminator(
+      m.d_widths, m.d_down, num_classes=num_classes, head_bias=m.d_head_bias, dtype=dtype
+    )
+    return g, d
+  if m.nets not in ("cnn", "mlp"):
+    raise ValueError(f"--config.model.nets={m.nets!r} is not known: resnet, cnn or mlp")
+  if num_classes:
+    raise ValueError(
+      f"nets {m.nets!r} know no classes: set --config.model.conditional=False or"
+      " --config.model.nets=resnet"
+    )
+  if m.nets == "cnn":
+    return Generator(shape, m.g_widths, dtype), Discriminator(m.d_widths, dtype)
+  return (
+    mlp.Generator(shape, m.g_widths, output="none", dtype=dtype),
+    mlp.Discriminator(m.d_widths, dtype=dtype),
+  )
+
+
+def dequantise(x: jax.Array, key: jax.Array) -> jax.Array:
+  """Pixels k of 0 ... 255, given as k / 127.5 - 1, become k / 128 - 1 + U(0, 1 / 128).
+
+  >>> x = dequantise(jnp.array([-1.0, 1.0]), jax.random.key(0))
+  >>> ((x + 1) * 128).astype(int).tolist()
+  [0, 255]
+  """
+  return (x + 1) * (127.5 / 128) - 1 + jax.random.uniform(key, x.shape, maxval=1 / 128)
+
+
+def stages(config, info: core.Info) -> list[core.Stage]:
+  """Returns the one stage of an SN-GAN for images or points.
+
+  Raises:
+    ValueError: for an unknown loss, or if classes are asked for and the data have none.
+  """
+  m = config.model
+  data = "image" if "image" in info.shape else "point"
+  if m.conditional and not info.num_classes:
+    raise ValueError(
+      "the data have no labels: set --config.model.conditional=False, or"
+      " --config.data.num_classes to their number"
+    )
+  g, d = networks(config, info.shape[data], info.num_classes if m.conditional else 0)
+  if m.spectral:
+    d = spectral.SpectralNorm(d)
+  criteria = {
+    "hinge": (losses.hinge_d, losses.hinge_g),
+    "bce": (losses.bce_d, losses.nonsaturating_g),
+  }
+  if m.loss not in criteria:
+    raise ValueError(f"--config.model.loss={m.loss!r} is not known: {', '.join(criteria)}")
+  d_criterion, g_criterion = criteria[m.loss]
+
+  def rate(updates):  # of a player that moves so often in an iteration
+    if m.decay_from < 0:
+      return config.lr
+    falling = optim.linear(config.lr, config.num_steps, start=m.decay_from)
+    return lambda count: falling(count // updates)
+
+  tx = {
+    n: optim.adam(rate(k), b1=m.b1, b2=m.b2, eps=m.adam_eps)
+    for n, k in (("g", 1), ("d", m.d_steps))
+  }
+
+  def G(params, stats, z, y, train=True):  # -> [B, H, W, C] or [B, D]
+    return core.apply(g, params, stats, *((z, y) if m.conditional else (z,)), train=train)
+
+  def D(params, stats, x, y, train=True):  # -> logits [B]
+    return core.apply(d, params, stats, *((x, y) if m.conditional else (x,)), train=train)
+
+  def noise(key, n):
+    if m.noise == "uniform":
+      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
+    return jax.random.normal(key, (n, m.z_dim))
+
+  def draw(key, n):  # -> noise, labels
+    kz, ky = jax.random.split(key)
+    return noise(kz, n), jax.random.randint(ky, (n,), 0, max(info.num_classes, 1))
+
+  def labels(batch):  # unused where there are none
+    return batch.get("label", jnp.zeros(len(batch[data]), jnp.int32))
+
+  def init(key, batch, prev):
+    kg, kd = jax.random.split(key)
+    params, stats, y = {}, {}, jnp.zeros(2, jnp.int32)
+    args = lambda x: (x, y) if m.conditional else (x,)
+    params["g"], stats["g"] = core.build(g, kg, *args(jnp.zeros((2, m.z_dim))))
+    params["d"], stats["d"] = core.build(d, kd, *args(batch[data][:2]))
+    return core.State(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt={n: core.init_slot(tx[n], params, [n]) for n in ("g", "d")},
+      stats=stats,
+      ema={"g": params["g"], "g_stats": stats["g"]},
+    )
+
+  def g_step(state, key):
+    def loss(p, b):  # moves g only; u moves in this pass too
+      fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y"])
+      logits, d_stats = D(p["d"], state.stats["d"], fake, b["y"])
+      return g_criterion(logits), ({"g": g_stats, "d": d_stats}, {})
+
+    z, y = draw(key, m.g_batch_size or config.batch_size)
+    return core.minimize(
+      state, tx["g"], loss, ["g"], {"z": z, "y": y}, accumulate=config.accumulate
+    )
+
+  def d_step(state, x, y, key):
+    k_draw, k_noise = jax.random.split(key)
+    z, y_fake = draw(k_draw, len(x))
+    fake, g_stats = G(state.params["g"], state.stats["g"], z, y_fake)
+    if m.dequantise:
+      x = dequantise(x, k_noise)
+
+    def loss(p, b):  # moves d only
+      both, labels = jnp.concatenate([b["x"], b["fake"]]), jnp.concatenate([b["y"], b["y_fake"]])
+      logits, stats = D(p["d"], state.stats["d"], both, labels)
+      real, fake = jnp.split(logits, 2)
+      found = {
+        "margin": real.mean() - fake.mean(),
+        "d_accuracy": 0.5 * (jnp.mean(real > 0) + jnp.mean(fake <= 0)),
+      }
+      return d_criterion(real, fake), ({"d": stats}, found)
+
+    batch = {"x": x, "y": y, "fake": fake, "y_fake": y_fake}
+    state, found = core.minimize(state, tx["d"], loss, ["d"], batch, accumulate=config.accumulate)
+    return state.replace(stats={**state.stats, "g": g_stats}), found
+
+  def step(state, batch, key):
+    kg, kd = jax.random.split(key)
+    state, found = g_step(state, kg)
+    parts = core.split_batch((batch[data], labels(batch)), m.d_steps)  # [d_steps, B, ...]
+
+    def body(state, part):
+      return d_step(state, *part)
+
+    state, more = jax.lax.scan(body, state, (*parts, jax.random.split(kd, m.d_steps)))
+    ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
+    more = {k: v[-1] for k, v in more.items()}  # of the last step of D
+    return state.replace(step=state.step + 1, ema=ema), {**found, **more}
+
+  def generate(state, z, y):
+    return G(state.ema["g"], state.ema["g_stats"], z, y, train=False)[0]
+
+  def sample(state, batch, key):
+    y = labels(batch)
+    out = {data: generate(state, noise(key, len(y)), y)}
+    return {**out, "label": y} if m.conditional else out
+
+  def evaluate(state, batch, key):
+    """What D says of held-out data and of samples of the same labels, and how steep it is."""
+    x, y = batch[data], labels(batch)
+    f = lambda x: D(state.params["d"], state.stats["d"], x, y, train=False)[0]
+    fake = G(state.params["g"], state.stats["g"], noise(key, len(x)), y, train=False)[0]
+    return {
+      "margin": f(x).mean() - f(fake).mean(),
+      "slope": regularizers.gradient_norm(f, x).mean(),
+    }
+
+  def show(state, batch, key):
+    if data != "image":
+      return {}
+    k_line, k_class = jax.random.split(key)
+    start, end = noise(k_line, 16).reshape(2, 8, m.z_dim)
+    num = min(info.num_classes, 10) if m.conditional else 1
+
+    def along(z):  # [8 * frames, Z], a label for each line
+      return generate(state, z, jnp.repeat(jnp.arange(8) % num, len(z) // 8))
+
+    found = {"interpolation": pictures.lines(along, start, end)}
+    if not m.conditional:
+      return found
+    z, y = jnp.repeat(noise(k_class, 8), num, axis=0), jnp.tile(jnp.arange(num), 8)
+    grid = generate(state, z, y).reshape(8, num, *info.shape[data])  # a noise for each row
+    return {**found, "classes": grid}
+
+  one_step = {"batch_size": config.batch_size * m.d_steps}
+  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show, one_step)]

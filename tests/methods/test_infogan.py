@@ -1,0 +1,347 @@
+"""InfoGAN: sizes, the bound, who moves on what, pictures, and that categories become classes."""
+
+import functools
+import importlib
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gm import core, inspection, job, loop, losses
+from gm.methods import infogan
+from gm.metrics import codes
+
+
+def config_of(variant, **changes):
+  config = importlib.import_module("configs.infogan").get_config(variant)
+  config.update_from_flattened_dict({"num_devices": 1, **changes})
+  return config
+
+
+def train(config, workdir):
+  loop.train(config, str(workdir))
+  return json.loads((workdir / "eval.json").read_text())["metrics"]
+
+
+QUICK = {"xla_backend_optimization_level": 0}  # what runs once
+
+
+def first_state(variant="test", n=8, **changes):
+  made = job.prepare(config_of(variant, **changes))
+  kind, shape = next((k, v) for k, v in made.infos[0].shape.items() if k != "label")
+  batch = {kind: jnp.tanh(jax.random.normal(jax.random.key(3), (n, *shape)))}
+  init = jax.jit(made.stages[0].init, compiler_options=QUICK)
+  return made.stages[0], init(jax.random.key(0), batch, None), batch
+
+
+def moves_of(stage, state, batch):
+  """The two moves of a step, in order: slot and players of each; then state before, batch, metrics,
+  and the gradient of its loss in all networks.
+  """
+  players, true = [], core.minimize
+
+  def traced(state, batch):
+    seen = []
+
+    def spy(state, tx, loss_fn, names, batch, *, slot=None, accumulate=1):
+      players.append((slot, set(names)))
+      after, found = true(state, tx, loss_fn, names, batch, slot=slot, accumulate=accumulate)
+      grads = jax.grad(lambda p: loss_fn(p, batch)[0])(state.params)
+      seen.append((state, batch, found, grads))
+      return after, found
+
+    core.minimize = spy
+    try:
+      stage.step(state, batch, jax.random.key(1))
+    finally:
+      core.minimize = true
+    return seen
+
+  return players, jax.jit(traced, compiler_options=QUICK)(state, batch)
+
+
+@functools.cache
+def moves_on_points(*changes):
+  """The same for points, with two numbers beside the category: quick to compile."""
+  few = {"model.noise_dim": 4, "model.num_numbers": 2, "model.widths": (8,)}
+  return moves_of(*first_state("ring", 2_000, **few, **dict(changes)))
+
+
+DEAF = (("model.category_weight", 0.0), ("model.number_weight", 0.0))
+
+
+def moving(tree):
+  return any(np.any(g != 0) for g in jax.tree.leaves(tree))
+
+
+# ------------------------------------------------------------------------------------------- parity
+
+
+def test_paper_has_the_published_sizes():
+  made = job.prepare(config_of("paper"))
+  (facts,) = inspection.describe(made)["stages"]
+  assert facts["params"] == {"g": 6_652_481, "trunk": 6_558_144, "d": 1_025, "q": 133_262}
+  params = made.templates[0].params
+  assert params["g"]["Dense_0"]["kernel"].shape == (74, 1024)
+  assert params["q"]["Dense_1"]["kernel"].shape == (128, 14)
+  assert params["trunk"]["Conv_0"]["kernel"].shape == (4, 4, 1, 64)
+  assert params["trunk"]["Dense_0"]["kernel"].shape == (7 * 7 * 128, 1024)
+  norms = [n for n in params["trunk"] if "Norm" in n]
+  assert len(norms) == 2  # after the second convolution and the dense layer, not after the first
+
+
+def test_networks_start_as_published():
+  """Kernels of D's convolutions are cut at 2 deviations, which leaves 0.88 of 0.02."""
+  _, state, _ = first_state("small")
+  for path, p in jax.tree_util.tree_leaves_with_path(state.params):
+    name = jax.tree_util.keystr(path)
+    if name.endswith("['scale']"):
+      np.testing.assert_allclose([p.mean(), p.std()], [1.0, 0.02], atol=0.01, err_msg=name)
+    elif name.endswith("['bias']"):
+      assert not p.any(), name
+    elif "['trunk']['Conv" in name:
+      assert np.abs(p).max() <= 0.04, name
+      assert p.size < 10_000 or 0.0171 < p.std() < 0.0181, name
+    elif p.size >= 10_000:
+      assert 0.0195 < p.std() < 0.0205, name
+
+
+# ---------------------------------------------------------------------------------------- the bound
+
+
+def draw(key, n, num_categories=10, num_numbers=2):
+  k_category, k_numbers = jax.random.split(key)
+  category = jax.random.randint(k_category, (n,), 0, num_categories)
+  numbers = jax.random.uniform(k_numbers, (n, num_numbers), minval=-1.0)
+  return jnp.concatenate([jax.nn.one_hot(category, num_categories), numbers], axis=1)
+
+
+def test_bound_of_an_ignorant_and_of_a_perfect_q():
+  code = draw(jax.random.key(0), 100_000)
+  category, numbers = infogan.bound(jnp.zeros((100_000, 14)), code, 10)
+  assert abs(category.mean()) < 0.02 and abs(numbers.mean()) < 0.02
+  zero = jnp.zeros(100_000)
+  perfect = jnp.stack([code[:, 10], zero, code[:, 11], zero], axis=1)
+  category, numbers = infogan.bound(jnp.concatenate([50 * code[:, :10], perfect], 1), code, 10)
+  np.testing.assert_allclose(category.mean(), 2.3026, atol=1e-4)
+  np.testing.assert_allclose(numbers.mean(), 0.3333, atol=3e-3)
+
+
+def test_bound_by_hand():
+  """Logits come first, then a mean and a log-variance of every number in turn."""
+  out = jnp.array([[1.0, -1.0, 0.0, 0.3, 0.4, -0.2, -0.6]])  # 3 categories, 2 numbers
+  code = jnp.array([[0.0, 1.0, 0.0, 0.5, -0.9]])
+  log_q = -1 - math.log(math.e + 1 / math.e + 1)
+  category, fixed = infogan.bound(out, code, 3)
+  np.testing.assert_allclose(category, [math.log(3) + log_q], rtol=1e-5)
+  squares = lambda a, b: 0.5 * (0.5**2 - a * 0.2**2 + 0.9**2 - b * 0.7**2)
+  np.testing.assert_allclose(fixed, [squares(1, 1)], rtol=1e-5)
+  _, free = infogan.bound(out, code, 3, fix_std=False)
+  expected = squares(math.exp(-0.4), math.exp(0.6)) - 0.5 * (0.4 - 0.6)
+  np.testing.assert_allclose(free, [expected], rtol=1e-5)
+  # what is not read does not matter: log-variances that are fixed, numbers for the category
+  _, again = infogan.bound(out.at[:, 4::2].set(9.0), code, 3)
+  np.testing.assert_allclose(again, fixed)
+
+
+# ------------------------------------------------------------------------------------------ routing
+
+
+@pytest.mark.parametrize(
+  ("changes", "d_moves", "g_moves"),
+  [
+    ((), {"trunk", "d", "q"}, {"g"}),
+    (DEAF, {"trunk", "d"}, {"g"}),
+    ((("model.q_player", "g"),), {"trunk", "d"}, {"g", "q"}),
+  ],
+)
+def test_who_moves(changes, d_moves, g_moves):
+  """Without weights Q gets no gradient; the fakes of D's move are constants, so G gets none."""
+  players, moves = moves_on_points(*changes)
+  ((d_slot, d_names), (g_slot, g_names)) = players
+  (before, d_batch, _, of_d), (then, g_batch, _, of_g) = moves
+  assert (d_slot, g_slot) == ("d", "g")
+  assert not moving(of_d["g"])
+  assert {n for n in d_names if moving(of_d[n])} == d_moves
+  assert {n for n in g_names if moving(of_g[n])} == g_moves
+  assert d_names <= {"trunk", "d", "q"}
+  assert g_names <= {"g", "q"}  # the trunk hands the gradient on and stays
+  # G plays against the trunk and Q that have just moved, on a draw of its own
+  changed = lambda n: moving(jax.tree.map(jnp.subtract, before.params[n], then.params[n]))
+  assert {n for n in before.params if changed(n)} == d_moves
+  assert np.all(d_batch["z"][:, :4] != g_batch["z"][:, :4])
+
+
+def test_in_the_control_nobody_hears_of_the_code():
+  """All but Q get the gradients of a game whose codes have no weight; Q still learns."""
+  players, found = moves_on_points(("model.plain", True))
+  _, without = moves_on_points(*DEAF)
+  for (_, names), (*_, ours), (*_, theirs) in zip(players, found, without, strict=True):
+    for n in names - {"q"}:
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), ours[n], theirs[n])
+  assert moving(found[0][3]["q"])
+
+
+def test_losses_are_the_equations():
+  """Both losses written out from three passes of the trunk: data, D's fakes, G's other fakes."""
+  stage, state, batch = first_state(**{"model.category_weight": 0.7, "model.number_weight": 0.3})
+  _, ((before, d_batch, found_d, _), (then, g_batch, found_g, _)) = moves_of(stage, state, batch)
+  made = job.prepare(config_of("test"))
+  nets = infogan.networks(made.config.model, (28, 28, 1), "float32")
+  apply = jax.jit(core.apply, static_argnums=0, compiler_options=QUICK)
+  run = lambda n, p, s, x: apply(nets[n], p[n], s[n], x)[0]
+
+  def passes(s, x):
+    h = run("trunk", s.params, s.stats, x)
+    return run("d", s.params, s.stats, h)[:, 0], run("q", s.params, s.stats, h)
+
+  def gain(out, z):
+    category, numbers = infogan.bound(out, z[:, 2:], 3)
+    return 0.7 * category.mean() + 0.3 * numbers.mean()
+
+  fake = run("g", before.params, before.stats, d_batch["z"])
+  assert fake.min() > 0 and fake.max() < 1
+  real, _ = passes(before, (batch["image"] + 1) / 2)
+  logits, out = passes(before, fake)
+  expected = losses.bce_d(real, logits) - gain(out, d_batch["z"])
+  np.testing.assert_allclose(found_d["loss_d"], expected, rtol=1e-5)
+  category, numbers = infogan.bound(out, d_batch["z"][:, 2:], 3)
+  np.testing.assert_allclose(found_d["info_category"], category.mean(), atol=1e-6)
+  np.testing.assert_allclose(found_d["info_numbers"], numbers.mean(), atol=1e-6)
+  logits, out = passes(then, run("g", then.params, then.stats, g_batch["z"]))
+  expected = losses.nonsaturating_g(logits) - gain(out, g_batch["z"])
+  np.testing.assert_allclose(found_g["loss_g"], expected, rtol=1e-5)
+  assert found_d["gradnorm_d"] > 0 and found_g["gradnorm_g"] > 0
+
+
+def test_latents_are_noise_then_one_hot_then_numbers():
+  _, (move, _) = moves_on_points()
+  z = np.asarray(move[1]["z"])
+  assert z.shape == (2_000, 4 + 4 + 2)
+  one_hot, others = z[:, 4:8], z[:, [0, 1, 2, 3, 8, 9]]
+  assert ((one_hot == 0) | (one_hot == 1)).all() and (one_hot.sum(1) == 1).all()
+  np.testing.assert_allclose(one_hot.mean(0), 1 / 4, atol=0.04)
+  assert np.abs(others).max() <= 1
+  np.testing.assert_allclose(others.mean(0), 0, atol=0.05)
+  np.testing.assert_allclose(others.var(0), 1 / 3, atol=0.03)
+  assert np.abs(np.corrcoef(np.c_[others, one_hot[:, 0]].T) - np.eye(7)).max() < 0.1
+
+
+# ----------------------------------------------------------------------------------------- pictures
+
+
+def test_a_row_of_samples_shares_its_category():
+  stage, state, batch = first_state("test", n=64)
+  batch["label"] = jnp.arange(64) % 10
+  sample = jax.jit(stage.sample)
+  rows = [np.asarray(sample(state, batch, jax.random.key(i))["category"]) for i in range(60)]
+  for row in rows:
+    np.testing.assert_array_equal(row, (row[0] + np.arange(64) // 8) % 3)
+  assert np.abs(np.bincount([row[0] for row in rows], minlength=3) - 20).max() < 12
+  found = sample(state, batch, jax.random.key(0))
+  np.testing.assert_array_equal(found["data_label"], batch["label"])
+  assert found["data_category"].shape == (64,)
+  assert found["image"].shape == (64, 28, 28, 1)
+
+
+def test_pictures_change_what_they_say():
+  """A category in each row; the noise is that of the column, or one where a number is swept."""
+  stage, state, batch = first_state("test", n=64)
+  show = jax.jit(stage.show)
+  found = show(state, batch, jax.random.key(0))
+  assert {k: v.shape for k, v in found.items()} == {
+    "categories": (3, 10, 28, 28, 1),
+    "number_0": (3, 10, 28, 28, 1),
+    "number_1": (3, 10, 28, 28, 1),
+  }
+  same = lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-6
+  # a G that reads only the first noise number, then only the second number of the code
+  for place, constant, varies in (
+    (0, ["number_0", "number_1"], "categories"),
+    (-1, [], "number_1"),
+  ):
+    params = jax.tree.map(lambda p: p, state.ema["g"])
+    kernel = params["Dense_0"]["kernel"]
+    params["Dense_0"]["kernel"] = jnp.zeros_like(kernel).at[place].set(1e3 * kernel[place])
+    found = show(state.replace(ema={**state.ema, "g": params}), batch, jax.random.key(0))
+    for pictures in found.values():
+      assert same(pictures[0], pictures[2])  # no category is read
+    assert not same(found[varies][0, 0], found[varies][0, 9])
+    for name in constant:
+      assert same(found[name][0, 0], found[name][0, 9])
+
+
+def test_samples_use_the_averages_that_the_switch_names():
+  """Running averages matter to the samples in one mode and not in the other."""
+  for mode in ("running", "batch"):
+    stage, state, batch = first_state(**{"model.bn_mode": mode})
+    sample = jax.jit(stage.sample)
+    shifted = jax.tree.map(lambda s: s + 1, state.ema["g_stats"])
+    moved = state.replace(ema={**state.ema, "g_stats": shifted})
+    one, other = (sample(s, batch, jax.random.key(4))["image"] for s in (state, moved))
+    assert np.allclose(one, other, atol=1e-6) == (mode == "batch")
+
+
+def test_what_cannot_work_is_refused():
+  for changes, flag in (
+    ({"model.num_categories": 1}, "num_categories"),
+    ({"model.q_player": "both"}, "q_player"),
+  ):
+    with pytest.raises(job.UserError, match=rf"--config\.model\.{flag}"):
+      job.prepare(config_of("test", **changes))
+
+
+# ----------------------------------------------------------------------------------------- learning
+
+
+def test_each_category_takes_a_mode():
+  """4 modes, 4 categories, 3,000 steps."""
+  made = job.prepare(config_of("ring"))
+  source, (stage,) = job.load(made, 0, "train"), made.stages
+  batch = lambda i: source.batch(i, 256)
+  rows = jax.tree.map(lambda *x: np.stack(x), *(batch(i) for i in range(3_000)))
+
+  @jax.jit
+  def run(state, rows):
+    def body(i, state):
+      now = source.decode(jax.tree.map(lambda x: x[i], rows))
+      return stage.step(state, now, jax.random.fold_in(jax.random.key(1), i))[0]
+
+    state = jax.lax.fori_loop(0, 3_000, body, state)
+    some = source.decode(jax.tree.map(lambda x: x[:8].reshape(-1, *x.shape[2:]), rows))
+    key = jax.random.key(2)
+    return stage.sample(state, some, key), stage.evaluate(state, some, key)
+
+  fake, info = run(stage.init(jax.random.key(0), source.decode(batch(0)), None), rows)
+  found = codes.purity(jax.device_get(fake), {}, made.infos[0])
+  assert found["code_purity"] >= 0.9 and found["code_classes"] == 4, found
+  assert info["info_category"] > 0.9 * math.log(4), info
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ring_and_its_control(tmp_path, seed):
+  found = train(config_of("ring", seed=seed), tmp_path / "run")
+  assert found["code_purity"] >= 0.9 and found["code_classes"] == 4, found
+  control = train(config_of("ring_plain", seed=seed), tmp_path / "plain")
+  assert control["code_purity"] < 0.6 and control["info_category"] < 0.2, control
+
+
+@pytest.mark.learning
+def test_small_finds_the_digits(tmp_path):
+  """The best of three seeds; the bound of each rises, and is not that of a plain GAN."""
+  runs = []
+  for seed in range(3):
+    folder = tmp_path / str(seed)
+    runs.append(train(config_of("small", seed=seed), folder))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    info = [line["info_category"] for line in lines if "info_category" in line]
+    assert info[-1] > 1.8 and info[-1] > info[0] + 1, info
+  best = max(runs, key=lambda found: found["code_purity"])
+  assert best["code_purity"] >= 0.8 and best["code_classes"] >= 8, runs
+  plain = train(config_of("plain"), tmp_path / "plain")
+  assert plain["code_purity"] <= 0.3, plain
+  assert plain["info_category"] < best["info_category"] - 1, plain

@@ -1,0 +1,229 @@
+"""SN-GAN: sizes, the game's order and rates, projection, bounds, and that it learns."""
+
+import functools
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gm import core, evaluation, job, loop, losses, optim
+from gm.methods import sngan
+
+
+def config_of(variant, **changes):
+  config = importlib.import_module("configs.sngan").get_config(variant)
+  config.update_from_flattened_dict({"num_devices": 1, **changes})
+  return config
+
+
+KEY = jax.random.key(2)
+QUICK = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
+
+
+@functools.cache
+def stepper(variant="test"):
+  return jax.jit(first_stage(variant).step)  # as the contract test compiles it
+
+
+@functools.cache
+def first_stage(variant):
+  return job.prepare(config_of(variant)).stages[0]
+
+
+@functools.cache
+def first(variant="test"):
+  """The stage, its first state, a batch, and state and metrics after a step."""
+  stage = first_stage(variant)
+  image = jnp.tanh(jax.random.normal(jax.random.key(3), (16 if variant == "test" else 8, 8, 8, 1)))
+  batch = {"image": image, "label": jnp.arange(len(image), dtype=jnp.int32) % 10}
+  state = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0), batch, None)
+  return stage, state, batch, stepper(variant)(state, batch, jax.random.key(1))
+
+
+@pytest.mark.parametrize(
+  "variant, g, d",
+  [
+    ("paper", 4_276_739, 1_053_824),
+    ("paper_cnn", 3_828_739, 5_860_865),
+    ("imagenet", 41_996_931, 30_041_857),
+  ],
+)
+def test_paper_has_the_published_sizes(variant, g, d):
+  config = config_of(variant)
+  made = job.prepare(config)
+  assert {n: core.count(p) for n, p in made.templates[0].params.items()} == {"g": g, "d": d}
+  batch = core.batch_shapes(made.infos[0], 2)
+  image = jax.eval_shape(made.stages[0].sample, made.templates[0], batch, KEY)
+  side = 128 if variant == "imagenet" else 32
+  assert image["image"].shape == (2, side, side, 3)
+
+
+def test_projection_adds_a_vector_for_each_class():
+  made = job.prepare(config_of("projection"))
+  assert core.count(made.templates[0].params["d"]) == 1_053_824 + 1_280
+  head = made.templates[0].params["d"]["net"]["head"]
+  assert head["embed"]["embedding"].shape == (10, 128) and set(head["dense"]) == {"kernel"}
+
+
+def test_every_weight_of_d_is_normalised_and_none_of_g():
+  _, state, _, _ = first()
+  weights = [p for p in jax.tree.leaves(state.params["d"]) if p.ndim > 1]
+  assert len(state.stats["d"]["spectral"]["u"]) == len(weights)
+  assert set(state.stats["g"]) == {"batch_stats"}
+  made = job.prepare(config_of("control"))
+  assert made.templates[0].stats["d"] == {}
+
+
+def test_one_step_of_g_with_128_samples_then_five_of_d(monkeypatch):
+  """The paper's iteration, traced; and the updates counted where it is small enough to run."""
+  seen, true_g, true_d = [], losses.hinge_g, losses.hinge_d
+  record = lambda *a: seen.append(tuple(x.shape[0] for x in a))
+  monkeypatch.setattr(losses, "hinge_g", lambda fake: record(fake) or true_g(fake))
+  monkeypatch.setattr(
+    losses, "hinge_d", lambda real, fake: record(real, fake) or true_d(real, fake)
+  )
+  made = job.prepare(config_of("paper"))
+  batch = core.batch_shapes(made.infos[0], made.sizes[0])
+  assert batch["image"].shape[0] == 5 * 64
+  jaxpr = jax.make_jaxpr(lambda *a: made.stages[0].step(*a))(made.templates[0], batch, KEY)
+  assert seen[0] == (128,) and set(seen[1:]) == {(64, 64)}
+  assert [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"] == [5]
+  monkeypatch.undo()
+  _, _, _, (after, _) = first()
+  counts = {n: int(after.opt[n][0].count) for n in ("g", "d")}
+  assert counts == {"g": 1, "d": 2}  # the test variant has d_steps=2
+
+
+@pytest.mark.parametrize(
+  "variant, points",
+  [
+    ("paper", {0: 2e-4, 25_000: 1e-4, 50_000: 0.0}),
+    ("imagenet", {0: 2e-4, 400_000: 2e-4, 425_000: 1e-4}),
+    ("paper_cnn", {0: 2e-4, 99_999: 2e-4}),
+  ],
+)
+def test_learning_rate(variant, points, monkeypatch):
+  """In iterations, for both players: D makes d_steps updates in each."""
+  rates, true = [], optim.adam
+
+  def spy(lr, **options):
+    rates.append(lr if callable(lr) else lambda count: lr)
+    b1, b2 = (0.5, 0.999) if variant == "paper_cnn" else (0.0, 0.9)
+    assert options == {"b1": b1, "b2": b2, "eps": 1e-8}
+    return true(lr, **options)
+
+  config = config_of(variant)
+  monkeypatch.setattr(optim, "adam", spy)
+  job.prepare(config)
+  for iteration, rate in points.items():
+    for of_player, updates in zip(rates, (1, config.model.d_steps), strict=True):
+      np.testing.assert_allclose(of_player(iteration * updates), rate, rtol=1e-5, atol=1e-12)
+
+
+def test_losses_at_known_outputs():
+  zero, real, fake = jnp.zeros(4), jnp.full(4, 2.0), jnp.full(4, -2.0)
+  assert losses.hinge_d(zero, zero) == 2 and losses.hinge_g(zero) == 0
+  assert losses.hinge_d(real, fake) == 0
+  np.testing.assert_allclose(losses.bce_d(zero, zero), 2 * np.log(2), rtol=1e-6)
+
+
+def test_each_player_moves_on_its_own_loss():
+  """The hinge loss for the ResNet, the logistic loss for the CNN; at the start D is near 0."""
+  for variant, start in (("test", 2.0), ("test_cnn", 2 * np.log(2))):
+    _, state, _, (after, found) = first(variant)
+    np.testing.assert_allclose(found["loss_d"], start, rtol=0.5)
+    for n in ("g", "d"):
+      moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params[n], after.params[n])
+      assert max(jax.tree.leaves(moved)) > 1e-5, n
+
+
+def test_the_class_reaches_both_networks():
+  stage, _, batch, (state, _) = first()
+  for i in range(2):  # tables of G start at zero
+    state, _ = stepper()(state, batch, jax.random.key(i))
+  other = {**batch, "label": (batch["label"] + 1) % 10}
+  look = jax.jit(lambda b: (stage.sample(state, b, KEY), stage.evaluate(state, b, KEY)["margin"]))
+  (out, margin), (out_other, margin_other) = look(batch), look(other)
+  np.testing.assert_array_equal(out["label"], batch["label"])
+  assert np.abs(out["image"] - out_other["image"]).max() > 1e-4
+  assert abs(margin - margin_other) > 1e-4
+
+
+def test_data_are_dequantised_where_asked(monkeypatch):
+  """Pixels k / 127.5 - 1 become k / 128 - 1 + U(0, 1 / 128), anew in each step of D."""
+  k = jnp.arange(256.0).repeat(100)
+  x = 128 * (sngan.dequantise(k / 127.5 - 1, KEY) + 1) - k
+  assert -1e-3 < x.min() < 0.01 and 0.99 < x.max() < 1 + 1e-3
+  np.testing.assert_allclose(x.mean(), 0.5, atol=0.01)
+  seen, true = [], sngan.dequantise
+  monkeypatch.setattr(sngan, "dequantise", lambda x, key: seen.append(x.shape) or true(x, key))
+  for asked in (True, False):
+    made = job.prepare(config_of("test", **{"model.dequantise": asked}))
+    batch = core.batch_shapes(made.infos[0], made.sizes[0])
+    seen.clear()
+    jax.eval_shape(lambda *a: made.stages[0].step(*a), made.templates[0], batch, KEY)
+    assert bool(seen) == asked and set(seen) <= {(8, 8, 8, 1)}
+
+
+def test_errors_say_what_is_allowed():
+  for changes, match in (
+    ({"model.nets": "unet"}, "resnet, cnn or mlp"),
+    ({"model.loss": "wasserstein"}, "hinge, bce"),
+    ({"model.nets": "cnn", "model.loss": "bce"}, "know no classes"),
+    ({"data.image_size": 31}, "image_size"),
+    ({"data.source": "folder", "data.channels": 1}, "no labels"),
+  ):
+    with pytest.raises((ValueError, job.UserError), match=match):
+      job.prepare(config_of("test", **changes))
+
+
+def train(config, workdir):
+  loop.train(config, str(workdir))
+  return json.loads((workdir / "eval.json").read_text())["metrics"]
+
+
+def covers(workdir):
+  """All 8 modes with at least 5 % of 4,096 samples each, at least half of them near a centre."""
+  evaluator, state = evaluation.from_workdir(str(workdir), None)
+  x = evaluator.draw(state, 4096)["point"]
+  gaps = np.linalg.norm(x[:, None] - np.asarray(evaluator.info.modes), axis=-1)
+  near = gaps.min(1) <= 0.2
+  shares = np.bincount(gaps.argmin(1)[near], minlength=8) / len(x)
+  return shares.min() >= 0.05 and near.mean() >= 0.5
+
+
+@pytest.mark.learning
+def test_ring_is_covered_for_four_of_five_seeds(tmp_path):
+  quick = {"log_every": 1000, "sample_every": 0, "checkpoint_every": 0}
+  found = []
+  for seed in range(5):
+    train(config_of("ring", seed=seed, **quick), tmp_path / str(seed))
+    found.append(covers(tmp_path / str(seed)))
+  assert sum(found) >= 4, found
+
+
+@pytest.mark.learning
+def test_ring_with_a_wrong_sign_is_not_covered(tmp_path, monkeypatch):
+  true = losses.hinge_g
+  monkeypatch.setattr(losses, "hinge_g", lambda fake: -true(fake))
+  quick = {"log_every": 1000, "sample_every": 0, "checkpoint_every": 0}
+  train(config_of("ring", **quick), tmp_path / "sign")
+  assert not covers(tmp_path / "sign")
+
+
+@pytest.mark.learning
+def test_small_puts_the_label_that_was_asked_for(tmp_path):
+  assert train(config_of("small"), tmp_path / "run")["label_agreement"] >= 0.9
+
+
+@pytest.mark.learning
+def test_without_normalisation_it_is_worse(tmp_path):
+  with_it = train(config_of("small"), tmp_path / "with")
+  try:
+    without = train(config_of("control"), tmp_path / "without")
+  except FloatingPointError:  # it diverged
+    return
+  assert without["frechet"] > 1.5 * with_it["frechet"], (with_it, without)
