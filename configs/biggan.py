@@ -22,6 +22,7 @@ def get_config(variant="small"):
   c.metrics = ("digits.scores",)
   c.data.image_size = 16
   m = c.model
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
   m.d_steps, m.d_lr, m.adam_eps, m.sn_eps = 2, 1.0, 1e-8, 1e-8  # d_lr: D's learning rate over G's
   m.z_dim, m.hierarchical, m.embed_features = 24, True, 16
   m.base, m.g_widths, m.d_widths, m.d_down = 8, (4, 4), (4, 4, 4), 2  # widths in multiples of base

@@ -21,6 +21,7 @@ def get_config(variant="small"):
   c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 2_000
   c.metrics = ("digits.scores",)
   m = c.model
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
   m.nets, m.loss = "embedding", "log"  # or paths; or squared
   m.optimizer, m.b1, m.noise, m.z_dim, m.ema = "adam", 0.5, "normal", 100, 0.998
   m.embed = 10  # length of a class's row, in nets embedding

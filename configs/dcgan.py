@@ -24,6 +24,7 @@ def get_config(variant="small"):
   c.cpu_devices = 0  # one per core: 1.2 to 1.3 times as fast as one device on two cores
   c.metrics = ("digits.scores", "probe.linear")
   m = c.model
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
   m.b1, m.noise, m.z_dim, m.ema = 0.5, "normal", 64, 0.999
   m.g_base, m.d_base = 32, 32
   m.start, m.kernel, m.first = 7, 4, "dense"  # 7 -> 14 -> 28; first: of G, and last of D

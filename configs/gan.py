@@ -40,6 +40,7 @@ def get_config(variant="small"):
   c.log_every, c.sample_every, c.checkpoint_every = 200, 1_000, 3_000
   c.metrics = ("digits.scores",)
   m = c.model
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
   m.loss = "nonsaturating"  # or minimax
   m.optimizer, m.b1, m.d_lr = "adam", 0.5, 1.0  # d_lr: D's learning rate over G's
   m.noise, m.z_dim, m.ema = "normal", 32, 0.999

@@ -20,6 +20,7 @@ def get_config(variant="small"):
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
   c.metrics = ("digits.scores", "codes.purity", "codes.clusters")
   m = c.model
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
   m.g_lr, m.b1, m.ema = 4.0, 0.5, 0.995  # g_lr: G's learning rate over D's
   m.noise_dim, m.num_categories, m.num_numbers = 16, 10, 2
   m.category_weight, m.number_weight = 1.0, 0.1  # lambda of each kind of code

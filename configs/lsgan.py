@@ -19,10 +19,11 @@ def get_config(variant="small"):
     raise common.unknown(variant, VARIANTS)
   c = common.base("lsgan")
   c.lr = 1e-3
-  c.num_steps, c.batch_size = 3_000, 64
+  c.num_steps, c.batch_size = 2_000, 64
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
   c.metrics = ("digits.scores",)
   m = c.model
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
   m.scheme = "01"  # or pearson
   m.optimizer, m.b1, m.ema = "adam", 0.5, 0.998  # or rmsprop
   m.noise, m.z_dim = "uniform", 128  # or normal

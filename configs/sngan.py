@@ -24,6 +24,7 @@ def get_config(variant="small"):
   c.metrics = ("digits.scores",)
   c.data.image_size = 16
   m = c.model
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
   m.nets, m.conditional, m.spectral, m.loss = "resnet", True, True, "hinge"
   m.d_steps, m.g_batch_size = 2, 0  # samples in a step of G; 0: batch_size
   m.b1, m.b2, m.adam_eps = 0.0, 0.9, 1e-8

@@ -27,6 +27,7 @@ def get_config(variant="small"):
   c.cpu_devices = 0  # one per core: 1.2 to 1.3 times as fast as one device on two cores
   c.metrics = ("digits.scores",)
   m = c.model
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
   m.lipschitz, m.num_critic, m.gp_weight, m.clip = "gp", 5, 10.0, 0.01
   m.b1, m.b2, m.ema = 0.5, 0.9, 0.995
   m.nets, m.z_dim, m.scheme = "conv", 128, "improved_wgan"

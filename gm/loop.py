@@ -194,7 +194,8 @@ def zero_totals(job: Job, index: int, names: Iterable[str] = ()) -> Totals:
   if not names:
     batch = core.batch_shapes(job.infos[index], job.sizes[index])
     args = job.templates[index], batch, job.keys[index]["step"]
-    names = jax.eval_shape(job.stages[index].step, *args)[1]
+    with user_input():  # the first time that a step is traced
+      names = jax.eval_shape(job.stages[index].step, *args)[1]
   zeros, never = (dict.fromkeys(names, np.array(v)) for v in (np.float32(0), np.int32(-1)))
   # placed like the totals that a call returns: else the call would be compiled twice
   return sharding.put(Totals(zeros, np.int32(0), never), sharding.replicated(job.mesh))

@@ -23,7 +23,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import core, losses, optim, pictures, regularizers
+from gm import augment, core, losses, optim, pictures, regularizers
 from gm.nets import resnet
 from gm.nn import spectral
 
@@ -100,11 +100,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def d_step(state, x, y, key):
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
     z, y_fake = draw(key, len(x))
     fake, g_stats = G(state.params["g"], state.stats["g"], z, y_fake)
 
     def loss(p, b):  # moves d only; data and samples in one pass, so u moves once
-      both, labels = jnp.concatenate([b["x"], b["fake"]]), jnp.concatenate([b["y"], b["y_fake"]])
+      both = jnp.concatenate([see(0, b["x"]), see(1, b["fake"])])
+      labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
       real, fake = jnp.split(logits, 2)
       found = {
@@ -118,9 +120,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return state.replace(stats={**state.stats, "g": g_stats}), found
 
   def g_step(state, key):
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
+
     def loss(p, b):  # moves g only
       fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y"])
-      logits, d_stats = D(p["d"], state.stats["d"], fake, b["y"])
+      logits, d_stats = D(p["d"], state.stats["d"], see(0, fake), b["y"])
       total = losses.hinge_g(logits)
       if m.ortho_weight:
         total += 0.5 * m.ortho_weight * regularizers.orthogonal(p["g"])

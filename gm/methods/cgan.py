@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import core, diagnostics, losses, optim
+from gm import augment, core, diagnostics, losses, optim
 from gm.nets import mlp
 from gm.nn import init as inits
 from gm.nn import linear
@@ -215,6 +215,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def step(state, batch, key):
     k_noise, k_label, kg, kd = jax.random.split(key, 4)
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
     x, n = batch[data], len(batch[data])
     wanted = one_hot(jax.random.randint(k_label, (n,), 0, num_classes))
 
@@ -223,13 +224,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       return fake, {"g": stats}
 
     def d_loss(p, b, fake):  # moves d only; no batch statistics in it, so one pass is two
-      pairs = jnp.concatenate([b["x"], fake]), jnp.concatenate([b["y"], b["wanted"]])
-      real_logits, fake_logits = jnp.split(D(p["d"], *pairs, jax.random.fold_in(kd, 0)), 2)
+      both = jnp.concatenate([see(0, b["x"]), see(1, fake)])
+      labels = jnp.concatenate([b["y"], b["wanted"]])
+      real_logits, fake_logits = jnp.split(D(p["d"], both, labels, jax.random.fold_in(kd, 0)), 2)
       found = diagnostics.discriminator_stats(real_logits, fake_logits)
       return d_criterion(real_logits, fake_logits), ({}, found)
 
     def g_loss(p, b, fake):  # moves g only, through fake
-      return g_criterion(D(p["d"], fake, b["wanted"], jax.random.fold_in(kd, 1))), ({}, {})
+      return g_criterion(D(p["d"], see(2, fake), b["wanted"], jax.random.fold_in(kd, 1))), ({}, {})
 
     parts = {"x": x, "y": one_hot(batch["label"]), "z": noise(k_noise, n), "wanted": wanted}
     state, found = core.alternate(

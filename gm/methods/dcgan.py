@@ -19,7 +19,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import core, diagnostics, losses, optim, pictures
+from gm import augment, core, diagnostics, losses, optim, pictures
 from gm.nets import dcgan
 
 
@@ -65,18 +65,20 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
+
     def generate(p, b):
       fake, stats = core.apply(g, p["g"], state.stats["g"], b["z"])
       return fake, {"g": stats}
 
     def d_loss(p, b, fake):  # moves d only
-      real_logits, stats = core.apply(d, p["d"], state.stats["d"], b["x"])
-      fake_logits, stats = core.apply(d, p["d"], stats, fake)
+      real_logits, stats = core.apply(d, p["d"], state.stats["d"], see(0, b["x"]))
+      fake_logits, stats = core.apply(d, p["d"], stats, see(1, fake))
       found = diagnostics.discriminator_stats(real_logits, fake_logits)
       return losses.bce_d(real_logits, fake_logits), ({"d": stats}, found)
 
     def g_loss(p, b, fake):  # moves g only, through fake
-      logits, _ = core.apply(d, p["d"], state.stats["d"], fake)
+      logits, _ = core.apply(d, p["d"], state.stats["d"], see(2, fake))
       return losses.nonsaturating_g(logits), ({}, {})
 
     x = batch["image"]

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gm import core, diagnostics, losses, optim, pictures
+from gm import augment, core, diagnostics, losses, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
 
@@ -141,20 +141,23 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def step(state, batch, key):
     kd, kg, k_drop = jax.random.split(key, 3)
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
     x, n = batch[data], len(batch[data])
 
     def d_loss(p, b):  # moves d only; G is a constant here
       fake, _ = G(p["g"], state.stats["g"], b["z"])
-      real, fake = play(p["d"], b["x"], fake, jax.random.fold_in(k_drop, 0))
+      real, fake = play(p["d"], see(0, b["x"]), see(1, fake), jax.random.fold_in(k_drop, 0))
       return losses.bce_d(real, fake), ({}, diagnostics.discriminator_stats(real, fake))
 
     def g_loss(p, b):  # moves g only, against the D that has just moved
       fake, stats = G(p["g"], state.stats["g"], b["z"])
       players = {"d": p["d"]}
       if m.unroll:  # or against the one that it would become; the fakes are no constants to it
-        look = lambda q: losses.bce_d(*play(q["d"], b["x"], fake, jax.random.fold_in(k_drop, 2)))
+        pairs, k_look = (see(3, b["x"]), see(4, fake)), jax.random.fold_in(k_drop, 2)
+        look = lambda q: losses.bce_d(*play(q["d"], *pairs, k_look))
         players = unroll(ahead, look, players, state.opt["d"], m.unroll)
-      return g_criterion(D(players["d"], fake, jax.random.fold_in(k_drop, 1))), ({"g": stats}, {})
+      logits = D(players["d"], see(2, fake), jax.random.fold_in(k_drop, 1))
+      return g_criterion(logits), ({"g": stats}, {})
 
     k = config.accumulate
     state, found = core.minimize(

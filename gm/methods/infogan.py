@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import core, diagnostics, losses, optim
+from gm import augment, core, diagnostics, losses, optim
 from gm.nets import dcgan, mlp
 from gm.nn import conv, norm
 from gm.nn import init as inits
@@ -247,20 +247,24 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def step(state, batch, key):
     kd, kg = jax.random.split(key)
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D and Q see
     x = (batch[data] + 1) / 2 if unit else batch[data]
     z = latent(kd, len(x))
     fake, _ = G(state.params, state.stats, z)
 
+    def view(i, x):  # augmentations are of images in [-1, 1]
+      return (see(i, 2 * x - 1) + 1) / 2 if m.augment and unit else x
+
     def d_loss(p, b):  # moves trunk, d and q; the fakes are constants, and Q reads only them
-      real_logits, _, stats = read(p, state.stats, b["x"], with_q=False)
-      fake_logits, out, stats = read(p, stats, b["fake"])
+      real_logits, _, stats = read(p, state.stats, view(0, b["x"]), with_q=False)
+      fake_logits, out, stats = read(p, stats, view(1, b["fake"]))
       gain, found = information(out, b["z"])
       loss = losses.bce_d(real_logits, fake_logits) - (gain if m.q_player == "d" else 0.0)
       return loss, (stats, {**diagnostics.discriminator_stats(real_logits, fake_logits), **found})
 
     def g_loss(p, b):  # moves g on other fakes, through the trunk and q that have just moved
       fake, stats = G(p, state.stats, b["z"])
-      logits, out, _ = read(p, state.stats, fake)
+      logits, out, _ = read(p, state.stats, view(2, fake))
       gain, _ = information(out, b["z"])
       return losses.nonsaturating_g(logits) - gain, ({"g": stats}, {})
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from gm import core, losses, optim, pictures
+from gm import augment, core, losses, optim, pictures
 from gm.nets import mlp
 from gm.nn import conv, norm
 from gm.nn import init as inits
@@ -276,20 +276,22 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
+
     def generate(p, b):
       fake, stats = G(p["g"], state.stats["g"], b["z"], b["y"])
       return fake, {"g": stats}
 
     def d_loss(p, b, fake):  # moves d only; fakes have the labels of the batch
-      real_out, stats = D(p["d"], state.stats["d"], b["x"], b["y"])
-      fake_out, stats = D(p["d"], stats, fake, b["y"])
+      real_out, stats = D(p["d"], state.stats["d"], see(0, b["x"]), b["y"])
+      fake_out, stats = D(p["d"], stats, see(1, fake), b["y"])
       largest = jnp.maximum(jnp.abs(real_out).max(), jnp.abs(fake_out).max())
       found = {"out_real": real_out.mean(), "out_fake": fake_out.mean(), "out_largest": largest}
       loss = losses.least_squares_d(real_out, fake_out, a=target.a, b=target.b)
       return loss, ({"d": stats}, found)
 
     def g_loss(p, b, fake):  # moves g only, through fake
-      out, _ = D(p["d"], state.stats["d"], fake, b["y"])
+      out, _ = D(p["d"], state.stats["d"], see(2, fake), b["y"])
       return losses.least_squares_g(out, c=target.c), ({}, {})
 
     x = batch[data]

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import core, losses, optim, pictures, regularizers
+from gm import augment, core, losses, optim, pictures, regularizers
 from gm.nets import mlp, resnet
 from gm.nn import conv, norm, spectral
 from gm.nn import init as inits
@@ -182,9 +182,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def g_step(state, key):
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
+
     def loss(p, b):  # moves g only; u moves in this pass too
       fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y"])
-      logits, d_stats = D(p["d"], state.stats["d"], fake, b["y"])
+      logits, d_stats = D(p["d"], state.stats["d"], see(0, fake), b["y"])
       return g_criterion(logits), ({"g": g_stats, "d": d_stats}, {})
 
     z, y = draw(key, m.g_batch_size or config.batch_size)
@@ -194,13 +196,15 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def d_step(state, x, y, key):
     k_draw, k_noise = jax.random.split(key)
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
     z, y_fake = draw(k_draw, len(x))
     fake, g_stats = G(state.params["g"], state.stats["g"], z, y_fake)
     if m.dequantise:
       x = dequantise(x, k_noise)
 
     def loss(p, b):  # moves d only
-      both, labels = jnp.concatenate([b["x"], b["fake"]]), jnp.concatenate([b["y"], b["y_fake"]])
+      both = jnp.concatenate([see(0, b["x"]), see(1, b["fake"])])
+      labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
       real, fake = jnp.split(logits, 2)
       found = {

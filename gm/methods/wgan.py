@@ -21,7 +21,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import core, losses, optim, pictures, regularizers
+from gm import augment, core, losses, optim, pictures, regularizers
 from gm.nets import dcgan, mlp
 from gm.nn import init as inits
 
@@ -72,18 +72,19 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def critic_step(state, x, key):
     k_noise, k_between = jax.random.split(key)
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
     z = noise(k_noise, len(x))
     fake, g_stats = core.apply(g, state.params["g"], state.stats["g"], z)
 
     def loss(p, b):  # moves d only
       f = lambda x, stats=state.stats["d"]: core.apply(d, p["d"], stats, x)
-      real_f, stats = f(b["x"])
-      fake_f, stats = f(b["fake"], stats)
+      real_f, stats = f(see(0, b["x"]))
+      fake_f, stats = f(see(1, b["fake"]), stats)
       distance = losses.wasserstein_d(real_f, fake_f)
       found = {"w_estimate": -distance}
       if m.lipschitz == "clip":
         return distance, ({"d": stats}, found)
-      penalty = regularizers.gradient_penalty(lambda x: f(x)[0], b["between"])
+      penalty = regularizers.gradient_penalty(lambda x: f(see(2, x))[0], b["between"])
       return distance + m.gp_weight * penalty, ({"d": stats}, {**found, "penalty": penalty})
 
     between = regularizers.interpolate(k_between, x, fake)
@@ -102,6 +103,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def step(state, batch, key):
     k_critic, k_g = jax.random.split(key)
+    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
     xs = core.split_batch(batch[data], m.num_critic)  # [num_critic, B, ...]
 
     def body(state, x_and_key):
@@ -111,7 +113,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
     def g_loss(p, b):  # moves g only, against the last critic
       fake, stats = core.apply(g, p["g"], state.stats["g"], b["z"])
-      f, _ = core.apply(d, p["d"], state.stats["d"], fake)
+      f, _ = core.apply(d, p["d"], state.stats["d"], see(0, fake))
       return losses.wasserstein_g(f), ({"g": stats}, {})
 
     batch = {"z": noise(k_g, config.batch_size)}

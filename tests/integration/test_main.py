@@ -201,6 +201,7 @@ BAD = {
     "configs/gan.py:test",
     "batch_size",
   ),
+  "augment": (["--workdir={}", "--config.model.augment=color"], "configs/gan.py:ring", "augment"),
   "metric": (["--workdir={}", "--config.metrics=('nonsense',)"], "configs/gan.py:test", "nonsense"),
 }
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from jax.experimental.key_reuse._core import check_key_reuse
+from jax.interpreters import partial_eval as pe
 
-from gm import checkpoint, core, evaluation, inspection, job, loop, report
+from gm import augment, checkpoint, core, evaluation, inspection, job, loop, report
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
 
@@ -271,3 +272,41 @@ def test_two_devices_share_the_work(name):
     return np.array(found)
 
   assert (work(2) < 0.65 * work(1)).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_augment_is_all_that_d_sees_of_images(name, monkeypatch):
+  """Where the augmented image is black, no network's move depends on the data any more."""
+  config = config_of(name)
+  image_gan = {"g", "d"} <= set(run(name).states[0][0].params) and "image" in run(name).batches[0]
+  assert ("augment" in config.model) == image_gan
+  if not image_gan:
+    return
+  policies = []
+
+  def black(key, x, policy):
+    assert x.shape[1:] == run(name).batches[-1]["image"].shape[1:]
+    policies.append(policy)
+    return jnp.zeros_like(x)
+
+  def reads_images():
+    with config.unlocked():
+      config.num_devices = 1
+    made = job.prepare(config)
+    step = lambda *args: made.stages[-1].step(*args)[0].params
+    args = run(name).states[-1][0], run(name).batches[-1], made.keys[-1]["step"]
+    traced = jax.make_jaxpr(step)(*args).jaxpr
+    _, used = pe.dce_jaxpr(traced, [True] * len(traced.outvars))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(args)]
+    return used[paths.index("[1]['image']")]
+
+  assert reads_images()
+  with config.unlocked():
+    config.model.augment = "color, cutout"
+  check_key_reuse(
+    job.prepare(config).stages[-1].step,
+    *(run(name).states[-1][0], run(name).batches[-1], run(name).job.keys[-1]["step"]),
+  )
+  monkeypatch.setattr(augment, "augment", black)
+  assert not reads_images()
+  assert policies and set(policies) == {"color, cutout"}
