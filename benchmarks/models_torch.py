@@ -1,7 +1,8 @@
 """The models of the workloads in plain PyTorch: same sizes, optimizers, batches and noise.
 
 A class is given our config, the data set as arrays and a form; it has `networks`, whose parameters
-are counted against ours, and `step()`, one training step with the draw of batch and noise.
+are counted against ours, and `step()`, one training step with the draw of batch and noise. Here
+are what all of them share, the fully connected and the plain convolutional ones.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ FORMS = {"eager": Form(False, False), "tuned": Form(True, False), "compiled": Fo
 class Batches:
   """Draws batches from a set held in memory, every row once an epoch."""
 
-  def __init__(self, rows: np.ndarray, size: int, channels: int, form: Form):
+  def __init__(self, data: dict, size: int, channels: int, form: Form):
+    rows = data["image" if "image" in data else "point"]
     self.rows, self.size, self.channels = torch.from_numpy(rows), size, channels
+    self.labels = torch.from_numpy(data["label"]).long() if "label" in data else None
     self.layout = torch.channels_last if form.tuned else torch.contiguous_format
     if rows.ndim == 4:
       self.rows = self.rows.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
@@ -50,10 +53,23 @@ class Batches:
 
   def __call__(self) -> torch.Tensor:
     """Returns the next batch: points as they are, images in [-1, 1], grey repeated."""
+    return self.decode(self.draw())
+
+  def labelled(self) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the next batch and its labels."""
+    drawn = self.draw()
+    return self.decode(drawn), self.labels[drawn]
+
+  def draw(self) -> torch.Tensor:
+    """Returns the indices of the next batch."""
     if self.next + self.size > len(self.order):
       self.order, self.next = torch.randperm(len(self.rows)), 0
-    x = self.rows[self.order[self.next : self.next + self.size]]
     self.next += self.size
+    return self.order[self.next - self.size : self.next]
+
+  def decode(self, drawn: torch.Tensor) -> torch.Tensor:
+    """Returns rows as a network takes them."""
+    x = self.rows[drawn]
     if x.ndim != 4:
       return x
     x = x.float().div_(127.5).sub_(1)
@@ -62,8 +78,7 @@ class Batches:
 
 
 def batches(config: Any, data: dict, form: Form) -> Batches:
-  name = "image" if "image" in data else "point"
-  return Batches(data[name], config.batch_size, config.data.channels, form)
+  return Batches(data, config.batch_size, config.data.channels, form)
 
 
 def move(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@ python -m benchmarks.steps --only=vae,dcgan32 --repeats=5 --output=/tmp/gm-bench
 Every measurement is a process of its own: ours, and PyTorch in three forms (see models_torch.py),
 in turns. Ours is the project's loop: its data on the device, its compiled call, one call ahead.
 Ratios are of neighbours in time and against PyTorch's fastest form. A step is data, noise, all
-networks and optimizers; ours logs gradient norms and discriminator statistics besides.
+networks and optimizers; ours logs gradient norms and discriminator statistics besides. Where parts
+of a method run every k steps only, whole periods are timed, and operations are means over one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks import measuring, workers
@@ -25,8 +28,9 @@ class Workload(NamedTuple):
   """A config and its counterpart."""
 
   config: str  # file of configs/ and its variant
-  torch: str  # class in models_torch.py
+  torch: str  # its file in benchmarks/ and its class
   diff: dict  # what differs from the config
+  lazy: Mapping = MappingProxyType({})  # not in every step: key of a weight -> of its interval
 
 
 def _digits(size: int, batch_size: int, **model: Any) -> dict:
@@ -41,13 +45,37 @@ def _digits(size: int, batch_size: int, **model: Any) -> dict:
 
 _VAE = {"model.z_dim": 20, "model.enc_widths": (400,), "model.dec_widths": (400,)}
 _GAN = {"model.z_dim": 2, "model.g_widths": (128, 128), "model.d_widths": (128, 128)}
+_SNGAN = {"g_widths": (64,) * 3, "d_widths": (64,) * 4, "d_steps": 2, "g_batch_size": 0}
+_BIGGAN = {  # the paper's at 32 pixels; samples by running averages
+  "base": 16,
+  "g_widths": (4, 4, 4),
+  "d_widths": (4, 4, 4, 4),
+  "d_down": 2,
+  "attention": (16,),
+  "z_dim": 80,
+  "ema_from": 0,
+  "standing_every": 0,
+}
+_STYLEGAN2 = {"z_dim": 128, "w_dim": 128, "base": 1024, "most": 64}
+_LAZY = {"model.path_weight": "model.path_every", "model.r1_gamma": "model.r1_every"}
 WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players count
-  "vae": Workload("vae:small", "VAE", {"batch_size": 128, **_VAE}),
-  "gan2d": Workload("gan:ring", "GAN", {"batch_size": 256, **_GAN}),
-  "dcgan32": Workload("dcgan:paper", "DCGAN", _digits(32, 64, g_base=32, d_base=32)),
-  "dcgan64": Workload("dcgan:paper", "DCGAN", _digits(64, 64)),
-  "wgan_gp32": Workload("wgan:paper", "WGANGP", _digits(32, 64, base=32, num_critic=1)),
-  "wgan_gp64": Workload("wgan:paper", "WGANGP", _digits(64, 32, base=64, num_critic=1)),
+  "vae": Workload("vae:small", "models_torch:VAE", {"batch_size": 128, **_VAE}),
+  "gan2d": Workload("gan:ring", "models_torch:GAN", {"batch_size": 256, **_GAN}),
+  "dcgan32": Workload("dcgan:paper", "models_torch:DCGAN", _digits(32, 64, g_base=32, d_base=32)),
+  "dcgan64": Workload("dcgan:paper", "models_torch:DCGAN", _digits(64, 64)),
+  "wgan_gp32": Workload(
+    "wgan:paper", "models_torch:WGANGP", _digits(32, 64, base=32, num_critic=1)
+  ),
+  "wgan_gp64": Workload(
+    "wgan:paper", "models_torch:WGANGP", _digits(64, 32, base=64, num_critic=1)
+  ),
+  "sngan": Workload("sngan:paper", "models_torch_resnet:SNGAN", _digits(32, 16, **_SNGAN)),
+  "biggan": Workload(
+    "biggan:paper", "models_torch_resnet:BigGAN", _digits(32, 16, **_BIGGAN) | {"accumulate": 1}
+  ),
+  "stylegan2": Workload(
+    "stylegan2:paper", "models_torch_stylegan2:StyleGAN2", _digits(32, 16, **_STYLEGAN2), _LAZY
+  ),
 }
 FORMS = ("eager", "tuned", "compiled")  # of PyTorch, as in models_torch.py
 
@@ -213,7 +241,7 @@ def main() -> None:
     if side == "peak":
       found = workers.peak(name, args.seconds, args.threads)
     else:
-      found = workers.work(side, config_of(name, args.set), WORKLOADS[name].torch, args)
+      found = workers.work(side, config_of(name, args.set), WORKLOADS[name], args)
     print(json.dumps(found))
     return
   names = measuring.choose(args.only, list(WORKLOADS))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import measuring
@@ -10,13 +14,13 @@ from benchmarks import measuring
 PEAK_SIZE = 2048  # of the square matrices whose product is the machine's peak
 
 
-def work(side: str, config: Any, torch_class: str, args: Any) -> dict:
+def work(side: str, config: Any, workload: Any, args: Any) -> dict:
   """Measures one side of one workload.
 
   Args:
     side: "facts" (nothing is run), "ours" or a form of PyTorch.
     config: of the workload.
-    torch_class: in models_torch.py.
+    workload: as in benchmarks.steps.
     args: flags; seconds 0 does one step only.
 
   Returns:
@@ -24,29 +28,60 @@ def work(side: str, config: Any, torch_class: str, args: Any) -> dict:
     ("step"); the most memory; parameter counts. For "facts" operations and parameter counts.
   """
   if side == "facts":
-    return facts(config, args.data)
+    return facts(config, workload.lazy, args.data)
   if side == "ours":
     block, params = ours(config)
   else:
-    block, params = theirs(config, torch_class, side, args.data, args.threads)
+    block, params = theirs(config, workload.torch, side, args.data, args.threads)
   since = time.perf_counter()
   block(1)
   found = {"first": time.perf_counter() - since, "start": time.time() - args.started}
   if args.seconds:
-    found["step"] = measuring.per_step(block, args.seconds)
+    period = math.lcm(*intervals(config, workload.lazy).values())
+    found["step"] = measuring.per_step(block, args.seconds, period=period)
   return {**found, "megabytes": measuring.peak_megabytes(), "params": params}
 
 
-def facts(config: Any, data_file: str) -> dict:
-  """Parameters and operations by `--mode=inspect`; saves the data set for PyTorch."""
+def intervals(config: Any, lazy: Mapping) -> dict[str, int]:
+  """Returns the weights of the lazy parts that a config has, and every how many steps they run."""
+  value = lambda key: functools.reduce(getattr, key.split("."), config)
+  return {weight: value(every) for weight, every in lazy.items() if value(weight)}
+
+
+def mean_flops(full: float, without: Sequence[tuple[float, int]]) -> float:
+  """Returns the mean operations of a step whose lazy parts run in some steps only.
+
+  Args:
+    full: operations of a step with all parts.
+    without: for each lazy part, operations of a step without it and every how many steps it runs.
+  """
+  return full - sum((full - rest) * (1 - 1 / every) for rest, every in without)
+
+
+def facts(config: Any, lazy: Mapping, data_file: str) -> dict:
+  """Parameters and operations by `--mode=inspect`; saves the data set for PyTorch.
+
+  Operations are those of plain convolutions, as PyTorch makes them: ours may need fewer.
+  """
   import numpy as np
 
   from gm import inspection, job
+  from gm.nn import conv
 
-  prepared = job.prepare(config)
-  stage = inspection.describe(prepared)["stages"][0]
+  def describe(**changes):
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(changes)
+    prepared = job.prepare(changed)
+    with conv.form("plain"):
+      return prepared, inspection.describe(prepared)["stages"][0]
+
+  prepared, stage = describe()
   np.savez(data_file, **job.load(prepared, 0, "train").arrays)
-  return {"params": stage["params"], "flops": stage["flops_per_step"]}
+  without = [
+    (describe(**{weight: 0.0})[1]["flops_per_step"], every)
+    for weight, every in intervals(config, lazy).items()
+  ]
+  return {"params": stage["params"], "flops": mean_flops(stage["flops_per_step"], without)}
 
 
 def ours(config: Any) -> tuple:
@@ -75,18 +110,20 @@ def ours(config: Any) -> tuple:
   return block, params
 
 
-def theirs(config: Any, torch_class: str, form: str, data_file: str, threads: int) -> tuple:
+def theirs(config: Any, model: str, form: str, data_file: str, threads: int) -> tuple:
   """Returns block(n), n steps of PyTorch, and the parameter counts."""
   import numpy as np
   import torch
 
   from benchmarks import models_torch
 
+  file, _, name = model.partition(":")
+  module = importlib.import_module(f"benchmarks.{file}")
   torch.set_num_threads(threads)
   torch.set_flush_denormal(True)  # as XLA does
   with np.load(data_file) as file:
     data = dict(file)
-  model = getattr(models_torch, torch_class)(config, data, models_torch.FORMS[form])
+  model = getattr(module, name)(config, data, models_torch.FORMS[form])
   params = {n: sum(p.numel() for p in net.parameters()) for n, net in model.networks.items()}
 
   def block(n):

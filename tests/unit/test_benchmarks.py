@@ -9,9 +9,25 @@ import math
 import pytest
 from conftest import ROOT
 
-from benchmarks import layers, measuring, scaling, steps
+from benchmarks import layers, measuring, scaling, steps, workers
 from gm import core, job
 
+
+def conv(before, width, kernel=3):
+  return kernel**2 * before * width + width
+
+
+def styled(before, width):  # the affine map of w, the kernel, the strength of the noise, the bias
+  return 129 * before + 9 * before * width + 1 + width
+
+
+RESIDUAL_D = (
+  (conv(3, 64) + conv(64, 64) + conv(3, 64, 1))
+  + (2 * conv(64, 64) + conv(64, 64, 1))
+  + 2 * 2 * conv(64, 64)
+  + 64
+)
+ATTENTION = 64 * (8 + 8 + 32 + 32) + 1
 # dcgan64: the counts of the PyTorch port of the paper; the others by hand
 PARAMS = {
   "vae": {"enc": 784 * 400 + 400 + 400 * 40 + 40, "dec": 20 * 400 + 400 + 400 * 784 + 784},
@@ -24,9 +40,49 @@ PARAMS = {
     "g": 16 * (100 * 128 + 128 * 64 + 64 * 32 + 32 * 3) + (128 + 64 + 32) * 3 + 3,
     "d": 16 * (3 * 32 + 32 * 64 + 64 * 128 + 128) + (32 + 64 + 128) * 3 + 1,
   },
+  "sngan": {
+    "g": 129 * 1024 + 3 * (2 * conv(64, 64) + conv(64, 64, 1) + 4 * 64) + 2 * 64 + conv(64, 3),
+    "d": RESIDUAL_D,
+  },
+  "biggan": {
+    "g": 10 * 128
+    + 21 * 1024
+    + 3 * (2 * conv(64, 64) + conv(64, 64, 1) + 4 * 148 * 64)
+    + ATTENTION
+    + (2 * 64 + conv(64, 3)),
+    "d": RESIDUAL_D + 1 + 10 * 64 + ATTENTION,
+  },
+  "stylegan2": {
+    "g": 8 * 129 * 128
+    + (16 * 64 + 5 * styled(64, 64) + styled(64, 32) + styled(32, 32))
+    + (3 * 64 + 32) * (129 + 3)
+    + 4 * 3,
+    "d": conv(3, 32, 1)
+    + (32 * 64 + conv(32, 32) + conv(32, 64))
+    + 2 * (64 * 64 + 2 * conv(64, 64))
+    + (conv(65, 64) + 1025 * 64 + 65),
+  },
 }
-BATCH = {"vae": 128, "gan2d": 256, "dcgan32": 64, "dcgan64": 64, "wgan_gp32": 64, "wgan_gp64": 32}
-SIZE = {"dcgan32": 32, "dcgan64": 64, "wgan_gp32": 32, "wgan_gp64": 64}
+BATCH = {
+  "vae": 128,
+  "gan2d": 256,
+  "dcgan32": 64,
+  "dcgan64": 64,
+  "wgan_gp32": 64,
+  "wgan_gp64": 32,
+  "sngan": 2 * 16,  # for two steps of D
+  "biggan": 2 * 16,
+  "stylegan2": 16,
+}
+SIZE = {
+  "dcgan32": 32,
+  "dcgan64": 64,
+  "wgan_gp32": 32,
+  "wgan_gp64": 64,
+  "sngan": 32,
+  "biggan": 32,
+  "stylegan2": 32,
+}
 
 
 @pytest.mark.parametrize("name", list(BATCH))
@@ -40,9 +96,10 @@ def test_workloads_build(name):
 
 
 def test_every_workload_has_its_class_in_torch():
-  tree = ast.parse((ROOT / "benchmarks/models_torch.py").read_text())
-  classes = {n.name for n in tree.body if isinstance(n, ast.ClassDef)}
-  assert {w.torch for w in steps.WORKLOADS.values()} <= classes
+  for workload in steps.WORKLOADS.values():
+    file, _, name = workload.torch.partition(":")
+    tree = ast.parse((ROOT / f"benchmarks/{file}.py").read_text())
+    assert name in {n.name for n in tree.body if isinstance(n, ast.ClassDef)}
 
 
 def test_no_benchmark_needs_torch_or_jax_before_its_worker_has_limited_the_threads():
@@ -125,6 +182,35 @@ def test_median_of_steps(monkeypatch):
   done = []
   assert math.isclose(measuring.per_step(done.append, 1.0), 0.2)
   assert done == [1, 1, 3, 3, 3, 3]
+
+
+def test_blocks_of_whole_periods(monkeypatch):
+  # 0.006 s a step would make blocks of 5, and a period is 4
+  clock = iter([0.0, 0.006, 0.0, *itertools.chain(*[[0.0, 0.0, 0.8]] * 3), 9.0])
+  monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(clock))
+  done = []
+  assert math.isclose(measuring.per_step(done.append, 1.0, period=4), 0.2)
+  assert done == [1, 1, 4, 4, 4, 4]
+  with pytest.raises(ValueError, match="a period of 65 steps"):
+    measuring.per_step(done.append, 1.0, period=65)
+
+
+def test_slow_steps_still_make_a_whole_period(monkeypatch):
+  clock = iter([0.0, 1.0, 0.0, *itertools.chain(*[[0.0, 0.0, 16.0]] * 3), 9.0])
+  monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(clock))
+  done = []
+  assert measuring.per_step(done.append, 1.0, period=16) == 1.0
+  assert done == [1, 1, 16, 16, 16, 16]
+
+
+def test_lazy_parts():
+  known = steps.WORKLOADS["stylegan2"].lazy
+  found = lambda changes: workers.intervals(steps.config_of("stylegan2", changes), known)
+  assert found("") == {"model.path_weight": 4, "model.r1_gamma": 16}
+  assert found("model.path_weight=0.0,model.r1_every=8") == {"model.r1_gamma": 8}
+  assert workers.intervals(steps.config_of("vae"), steps.WORKLOADS["vae"].lazy) == {}
+  # 10 in every step, 8 in every 4th, 16 in every 16th
+  assert workers.mean_flops(34, [(26, 4), (18, 16)]) == 10 + 2 + 1
 
 
 def test_names_of_workloads():
