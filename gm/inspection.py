@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from gm import core
 from gm.job import Job, prepare
+from gm.nn import conv
 
 
 def run(config: ConfigDict, *, json_line: bool = False) -> dict:
@@ -26,6 +27,9 @@ def run(config: ConfigDict, *, json_line: bool = False) -> dict:
 def describe(job: Job) -> dict:
   """Returns parameters, output shapes and operations of every stage.
 
+  Operations are those of the plain convolutions, on every backend. The job is not to be run after
+  this: its functions may have been traced in that form.
+
   Returns:
     {"method", "stages": [{"name", "num_steps", "batch_size", "params": {network: count},
     "outputs": {name: shape}, "flops_per_step"}]}.
@@ -34,7 +38,9 @@ def describe(job: Job) -> dict:
   for i, stage in enumerate(job.stages):
     batch, key = core.batch_shapes(job.infos[i], job.sizes[i]), job.keys[i]["step"]
     state = job.templates[i]
-    outputs = jax.eval_shape(stage.sample, state, batch, key)
+    with conv.form("plain"):
+      outputs = jax.eval_shape(stage.sample, state, batch, key)
+      step = jax.make_jaxpr(stage.step)(state, batch, key).jaxpr
     stages.append(
       {
         "name": stage.name,
@@ -42,7 +48,7 @@ def describe(job: Job) -> dict:
         "batch_size": job.sizes[i],
         "params": {n: core.count(p) for n, p in state.params.items()},
         "outputs": {n: list(x.shape) for n, x in outputs.items()},
-        "flops_per_step": flops(jax.make_jaxpr(stage.step)(state, batch, key).jaxpr),
+        "flops_per_step": flops(step),
       }
     )
   return {"method": job.config.method, "stages": stages}
