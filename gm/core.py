@@ -83,11 +83,15 @@ class Stage(NamedTuple):
   data: Mapping = MappingProxyType({})  # overrides of config.data (and batch_size) for this stage
 
 
-def batch_shapes(info: Info, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+  info: Info, batch_size: int, sharding: jax.sharding.Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of a batch, so that a model can be built where its data are not."""
   integer = {"label", "text"}
   return {
-    name: jax.ShapeDtypeStruct((batch_size, *shape), jnp.int32 if name in integer else jnp.float32)
+    name: jax.ShapeDtypeStruct(
+      (batch_size, *shape), jnp.int32 if name in integer else jnp.float32, sharding=sharding
+    )
     for name, shape in info.shape.items()
   }
 

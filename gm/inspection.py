@@ -16,7 +16,8 @@ from gm.nn import conv
 
 def run(config: ConfigDict, *, json_line: bool = False) -> dict:
   """Prints a table of every stage; with `json_line` a last line for programs. Returns the facts."""
-  facts = describe(prepare(config))
+  with conv.form("plain"):  # traced sooner, and of the same shapes
+    facts = describe(prepare(config))
   for line in table(facts):
     print(line)
   if json_line:

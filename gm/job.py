@@ -79,7 +79,7 @@ def prepare(config: ConfigDict) -> Job:
     purposes = ("init", "step", "sample", "evaluate", "show")
     split = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), i), len(purposes))
     keys.append(dict(zip(purposes, split, strict=True)))
-    batch = core.batch_shapes(infos[i], sizes[i])
+    batch = core.batch_shapes(infos[i], sizes[i], sharding.batched(mesh))
     prev = jax.eval_shape(stage.init, keys[i]["init"], batch, prev)
     shards = sharding.of_state(mesh, prev)
     templates.append(

@@ -180,11 +180,12 @@ def initialise(job: Job, index: int, prev: core.State | None, source: core.Sourc
   shards = jax.tree.map(lambda s: s.sharding, job.templates[index])
   # jitted, or else an EMA that starts as the parameters would share buffers that are donated
   # hardly optimised, because it runs once: random numbers are what takes longest to compile
-  quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+  quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+  first = jax.jit(job.stages[index].init)  # traced already, for the template
   init = jax.jit(
-    lambda key, rows, prev: job.stages[index].init(key, source.decode(rows), prev),
+    lambda key, rows, prev: first(key, source.decode(rows), prev),
     out_shardings=shards,
-    compiler_options=quick,
+    compiler_options=quick if jax.default_backend() == "cpu" else {},
   )
   return init(job.keys[index]["init"], rows, prev)
 
@@ -192,10 +193,12 @@ def initialise(job: Job, index: int, prev: core.State | None, source: core.Sourc
 def zero_totals(job: Job, index: int, names: Iterable[str] = ()) -> Totals:
   """Returns the totals of no steps; the metrics' names are found by tracing a step if not given."""
   if not names:
-    batch = core.batch_shapes(job.infos[index], job.sizes[index])
-    args = job.templates[index], batch, job.keys[index]["step"]
-    with user_input():  # the first time that a step is traced
-      names = jax.eval_shape(job.stages[index].step, *args)[1]
+    # types as in `make_call`, so that the step is traced here for the first and only time
+    batch = core.batch_shapes(job.infos[index], job.sizes[index], sharding.batched(job.mesh))
+    key = job.keys[index]["step"]
+    key = jax.ShapeDtypeStruct((), key.dtype, sharding=sharding.replicated(job.mesh))
+    with user_input(), sharding.over(job.mesh):
+      names = jax.eval_shape(job.stages[index].step, job.templates[index], batch, key)[1]
   zeros, never = (dict.fromkeys(names, np.array(v)) for v in (np.float32(0), np.int32(-1)))
   # placed like the totals that a call returns: else the call would be compiled twice
   return sharding.put(Totals(zeros, np.int32(0), never), sharding.replicated(job.mesh))
@@ -208,7 +211,7 @@ def make_call(job: Job, index: int, source: core.Source) -> Callable:
   are grouped into calls. `data` is the set on the device and rows are indices; or it is empty and
   rows are examples.
   """
-  stage, split = job.stages[index], sharding.batched(job.mesh)
+  step, split = jax.jit(job.stages[index].step), sharding.batched(job.mesh)
 
   def call(state, totals, data, rows, key, n):
     def body(i, carry):
@@ -218,7 +221,7 @@ def make_call(job: Job, index: int, source: core.Source) -> Callable:
         row = {k: jnp.take(a, row, axis=0) for k, a in data.items()}
       batch = jax.lax.with_sharding_constraint(source.decode(row), split)
       now = state.step
-      state, metrics = stage.step(state, batch, jax.random.fold_in(key, now))
+      state, metrics = step(state, batch, jax.random.fold_in(key, now))
       sums = {k: totals.sums[k] + v for k, v in metrics.items()}
       first_bad = lambda k, v: jnp.where((totals.bad[k] < 0) & ~jnp.isfinite(v), now, totals.bad[k])
       bad = {k: first_bad(k, v) for k, v in metrics.items()}

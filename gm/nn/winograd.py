@@ -20,6 +20,7 @@ arXiv:1509.09308.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -163,7 +164,20 @@ def _turned(matrix: Matrix) -> Matrix:
 
 def _mix(matrix: Matrix, parts: Sequence[jax.Array]) -> list[jax.Array]:
   """Every row's weighted sum of the parts."""
-  return [sum(c * part for c, part in zip(row, parts, strict=True) if c) for row in matrix]
+  return [_weighted(row, parts) for row in matrix]
+
+
+def _weighted(row: Sequence[float], parts: Sequence[jax.Array]) -> jax.Array:
+  # without the operators of arrays, which take most of the time of tracing a step
+  total = None
+  for c, part in zip(row, parts, strict=True):
+    if c:
+      term = part if abs(c) == 1 else lax.mul(part, lax.full_like(part, abs(c)))
+      if total is None:
+        total = term if c > 0 else lax.neg(term)
+      else:
+        total = (lax.add if c > 0 else lax.sub)(total, term)
+  return total
 
 
 def _groups(parts: Sequence[jax.Array], tiles: Tiles) -> list[Sequence[jax.Array]]:
@@ -196,7 +210,9 @@ def _place(parts: Sequence[jax.Array], axis: int, step: int, size: int) -> jax.A
 
   turns = range(longest + 1)
   sums = [
-    sum(shift(parts[i + step * k], k) for k in turns if i + step * k < len(parts))
+    functools.reduce(
+      lax.add, [shift(parts[i + step * k], k) for k in turns if i + step * k < len(parts)]
+    )
     for i in range(step)
   ]
   return _join(sums, axis, size)
