@@ -56,6 +56,8 @@ _BIGGAN = {  # the paper's at 32 pixels; samples by running averages
   "ema_from": 0,
   "standing_every": 0,
 }
+_STYLEGAN2 = {"z_dim": 128, "w_dim": 128, "base": 1024, "most": 64}
+_LAZY = {"model.path_weight": "model.path_every", "model.r1_gamma": "model.r1_every"}
 WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players count
   "vae": Workload("vae:small", "models_torch:VAE", {"batch_size": 128, **_VAE}),
   "gan2d": Workload("gan:ring", "models_torch:GAN", {"batch_size": 256, **_GAN}),
@@ -70,6 +72,9 @@ WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players
   "sngan": Workload("sngan:paper", "models_torch_resnet:SNGAN", _digits(32, 16, **_SNGAN)),
   "biggan": Workload(
     "biggan:paper", "models_torch_resnet:BigGAN", _digits(32, 16, **_BIGGAN) | {"accumulate": 1}
+  ),
+  "stylegan2": Workload(
+    "stylegan2:paper", "models_torch_stylegan2:StyleGAN2", _digits(32, 16, **_STYLEGAN2), _LAZY
   ),
 }
 FORMS = ("eager", "tuned", "compiled")  # of PyTorch, as in models_torch.py

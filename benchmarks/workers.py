@@ -61,17 +61,19 @@ def mean_flops(full: float, without: Sequence[tuple[float, int]]) -> float:
 def facts(config: Any, lazy: Mapping, data_file: str) -> dict:
   """Parameters and operations by `--mode=inspect`; saves the data set for PyTorch.
 
-  Operations are those of plain convolutions: ours may need fewer.
+  Operations are those of plain convolutions, as PyTorch makes them: ours may need fewer.
   """
   import numpy as np
 
   from gm import inspection, job
+  from gm.nn import conv
 
   def describe(**changes):
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(changes)
     prepared = job.prepare(changed)
-    return prepared, inspection.describe(prepared)["stages"][0]
+    with conv.form("plain"):
+      return prepared, inspection.describe(prepared)["stages"][0]
 
   prepared, stage = describe()
   np.savez(data_file, **job.load(prepared, 0, "train").arrays)

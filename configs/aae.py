@@ -48,9 +48,9 @@ def get_config(variant="small"):
     m.decoder_label = True
   if variant.endswith("semisupervised") or variant in ("labels_only", "test"):
     m.moves = ("rec", "d_z", "g_z", "d_y", "g_y", "cls")
-    m.z_dim, m.num_labels, m.label_every, m.input_noise = 8, 100, 10, 0.3
+    m.z_dim, m.num_labels, m.input_noise = 8, 100, 0.3
   if variant == "labels_only":
-    m.moves, m.label_every = ("cls",), 1
+    m.moves = ("cls",)
     c.metrics = ()
   if variant == "clustering":
     m.moves, m.z_dim, m.num_categories = ("rec", "d_z", "g_z", "d_y", "g_y"), 8, 16
@@ -63,9 +63,9 @@ def get_config(variant="small"):
   if variant == "paper_semisupervised":
     c.num_steps, m.rate_ends = 117_250, (70_350, 93_800)  # 250 epochs; 150, 200
     m.z_dim, m.num_labels, m.labelled_batch, m.input_noise = 10, 1_280, 128, 0.0
+    m.label_every = 10
   if variant == "test":
     c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
     c.log_every = c.sample_every = c.checkpoint_every = 1
     m.widths, m.d_widths, m.z_dim, m.num_labels, m.labelled_batch = (16, 8), (8,), 2, 20, 4
-    m.label_every = 1
   return c

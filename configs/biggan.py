@@ -17,7 +17,7 @@ def get_config(variant="small"):
     raise common.unknown(variant, VARIANTS)
   c = common.base("biggan")
   c.lr = 5e-4  # of G
-  c.num_steps, c.batch_size = 1_500, 64  # steps of G; each of d_steps steps of D sees a batch
+  c.num_steps, c.batch_size = 1_300, 64  # steps of G; each of d_steps steps of D sees a batch
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 500
   c.metrics = ("digits.scores",)
   c.data.image_size = 16

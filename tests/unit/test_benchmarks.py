@@ -17,6 +17,10 @@ def conv(before, width, kernel=3):
   return kernel**2 * before * width + width
 
 
+def styled(before, width):  # the affine map of w, the kernel, the strength of the noise, the bias
+  return 129 * before + 9 * before * width + 1 + width
+
+
 RESIDUAL_D = (
   (conv(3, 64) + conv(64, 64) + conv(3, 64, 1))
   + (2 * conv(64, 64) + conv(64, 64, 1))
@@ -48,6 +52,16 @@ PARAMS = {
     + (2 * 64 + conv(64, 3)),
     "d": RESIDUAL_D + 1 + 10 * 64 + ATTENTION,
   },
+  "stylegan2": {
+    "g": 8 * 129 * 128
+    + (16 * 64 + 5 * styled(64, 64) + styled(64, 32) + styled(32, 32))
+    + (3 * 64 + 32) * (129 + 3)
+    + 4 * 3,
+    "d": conv(3, 32, 1)
+    + (32 * 64 + conv(32, 32) + conv(32, 64))
+    + 2 * (64 * 64 + 2 * conv(64, 64))
+    + (conv(65, 64) + 1025 * 64 + 65),
+  },
 }
 BATCH = {
   "vae": 128,
@@ -58,6 +72,7 @@ BATCH = {
   "wgan_gp64": 32,
   "sngan": 2 * 16,  # for two steps of D
   "biggan": 2 * 16,
+  "stylegan2": 16,
 }
 SIZE = {
   "dcgan32": 32,
@@ -66,6 +81,7 @@ SIZE = {
   "wgan_gp64": 64,
   "sngan": 32,
   "biggan": 32,
+  "stylegan2": 32,
 }
 
 
@@ -188,12 +204,13 @@ def test_slow_steps_still_make_a_whole_period(monkeypatch):
 
 
 def test_lazy_parts():
-  """Weights that a config has, and the mean of operations over a period."""
-  lazy = {"model.ortho_weight": "model.standing_passes"}
-  found = lambda changes: workers.intervals(steps.config_of("biggan", changes), lazy)
-  assert found("model.standing_passes=5") == {"model.ortho_weight": 5}
-  assert found("model.ortho_weight=0.0") == {}
-  assert workers.mean_flops(100.0, [(60.0, 4), (90.0, 10)]) == 100 - 40 * 3 / 4 - 10 * 9 / 10
+  known = steps.WORKLOADS["stylegan2"].lazy
+  found = lambda changes: workers.intervals(steps.config_of("stylegan2", changes), known)
+  assert found("") == {"model.path_weight": 4, "model.r1_gamma": 16}
+  assert found("model.path_weight=0.0,model.r1_every=8") == {"model.r1_gamma": 8}
+  assert workers.intervals(steps.config_of("vae"), steps.WORKLOADS["vae"].lazy) == {}
+  # 10 in every step, 8 in every 4th, 16 in every 16th
+  assert workers.mean_flops(34, [(26, 4), (18, 16)]) == 10 + 2 + 1
 
 
 def test_names_of_workloads():

@@ -1,0 +1,52 @@
+"""python main.py --config=configs/stylegan2.py --workdir=/tmp/stylegan2
+
+Variants: small (default; digits at 16 px), ada (small with adaptive augmentation), paper (1024 px,
+the published configuration F), paper256 (the same at 256 px), test.
+
+No variant has been trained to its end yet, so no number is given.
+"""
+
+from configs import common
+
+VARIANTS = ("small", "ada", "paper", "paper256", "test")
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("stylegan2")
+  c.lr = 8e-3
+  c.num_steps, c.batch_size = 6_000, 16
+  c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 2_000
+  c.metrics = ("digits.scores",)
+  c.data.image_size = 16
+  m = c.model
+  m.z_dim, m.w_dim, m.mapping_layers = 64, 64, 4
+  m.base, m.most, m.stddev_group, m.mirror = 512, 32, 4, False
+  m.b1, m.b2 = 0.0, 0.99
+  m.ema_images, m.ema_ramp = 2_000, 0.05  # half-life; at most this share of the images seen
+  m.mixing = 0.9
+  m.r1_gamma, m.r1_every = 0.5, 16  # the authors' rule, 0.0002 * 16^2 / 16, lets G collapse
+  m.path_weight, m.path_every = 2.0, 4
+  m.noise, m.psi = "random", 1.0  # of samples
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
+  m.ada_kinds = ""  # letters out of "bgc", of what D sees too; "": none
+  m.ada_target, m.ada_images = 0.6, 500_000  # images in which p may rise from 0 to 1
+  if variant == "ada":
+    m.ada_kinds = "bgc"
+  if variant.startswith("paper"):
+    c.data.source, c.data.name = "folder", "ffhq"
+    c.data.image_size, c.data.channels = 1024, 3
+    c.lr, c.batch_size, c.num_steps, c.metrics = 2e-3, 32, 781_250, ()  # 25 million images
+    m.z_dim, m.w_dim, m.mapping_layers = 512, 512, 8
+    m.base, m.most, m.mirror = 32768, 512, True
+    m.ema_images, m.ema_ramp, m.r1_gamma = 10_000, 0.0, 10.0
+  if variant == "paper256":
+    c.data.image_size = 256
+  if variant == "test":
+    c.data.image_size = 4
+    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    m.z_dim, m.w_dim, m.mapping_layers, m.base, m.most = 4, 4, 1, 16, 4
+    m.ada_kinds, m.ada_images = "c", 100
+  return c

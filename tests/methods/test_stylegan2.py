@@ -1,0 +1,455 @@
+"""StyleGAN2: sizes, variances at the start, mixing, the lazy regularisers, ADA, and learning."""
+
+import functools
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gm import core, job, loop, losses, optim, regularizers
+from gm.methods import stylegan2 as method
+from gm.nets import stylegan2
+from gm.nn import equalized, norm
+
+
+def config_of(variant, **changes):
+  config = importlib.import_module("configs.stylegan2").get_config(variant)
+  config.update_from_flattened_dict({"num_devices": 1, **changes})
+  return config
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def counts(variant, **changes):
+  (state,) = job.prepare(config_of(variant, **changes)).templates
+  return tuple(core.count(state.params[n]) for n in ("g", "d"))
+
+
+def test_published_sizes():
+  assert counts("paper") == (30_370_060, 29_012_513)
+  assert counts("paper256") == (30_034_338, 28_864_129)
+  assert counts("paper256", **{"model.base": 16384}) == (24_767_458, 24_001_089)
+  digits = {"data.image_size": 32, "model.base": 1024, "model.most": 64}
+  assert counts("small", **digits) == (271_851, 288_929)
+
+
+def test_errors_name_the_flags():
+  for changes, match in (
+    ({"data.image_size": (8, 16)}, "not square.*image_size"),
+    ({"data.image_size": 28}, "28 pixels.*image_size"),
+    ({"model.noise": "constant"}, "model.noise.*random, const, none"),
+    ({"batch_size": 6}, "6 images.*groups of 4.*stddev_group"),
+  ):
+    config = config_of("test")
+    with config.ignore_type():
+      config.update_from_flattened_dict(changes)
+    with pytest.raises(job.UserError, match=match):
+      job.prepare(config)
+
+
+class Nets:
+  """Networks for 8 pixels with their parameters, wide enough for variances to be measured."""
+
+  size, width, options = 8, 64, {"base": 512, "most": 64}
+
+  def __init__(self):
+    self.f = stylegan2.Mapping(64, 8)
+    self.g = stylegan2.Synthesis(self.size, 3, **self.options)
+    self.d = stylegan2.Discriminator(self.size, **self.options)
+    self.num_ws = stylegan2.num_latents(self.size)
+    key = jax.random.key(0)
+
+    @jax.jit
+    def build():
+      ws = jnp.zeros((2, self.num_ws, 64))
+      return (
+        self.f.init(key, jnp.zeros((2, 64))),
+        self.g.init(key, ws),
+        self.d.init(key, jnp.zeros((2, self.size, self.size, 3))),
+      )
+
+    self.vf, self.vg, self.vd = build()
+
+
+@pytest.fixture(scope="module")
+def nets():
+  return Nets()
+
+
+def test_scales_are_kept_through_the_networks(nets):
+  """Of what a convolution gets, its square on average; a layer alone is measured in tests/unit."""
+  ws = jnp.repeat(normal(0, 64, 1, 64), nets.num_ws, 1)
+
+  @jax.jit
+  def run(ws, x):
+    capture = {"capture_intermediates": True}
+    _, g = nets.g.apply(nets.vg, ws, **capture)
+    _, d = nets.d.apply(nets.vd, x, **capture)
+    return g["intermediates"], d["intermediates"]
+
+  g, d = run(ws, normal(1, 64, nets.size, nets.size, 3))
+  power = lambda x: np.mean(np.square(x), (0, 3))  # of each pixel
+  out = lambda layer: layer["__call__"][0]
+
+  def gain(layer, x):  # of a layer of 3 x 3 weights, away from the border
+    windows = np.lib.stride_tricks.sliding_window_view(power(x), (3, 3))
+    return power(out(layer))[1:-1, 1:-1].mean() / windows.mean()
+
+  const = nets.vg["params"]["const"][None]
+  for size, x in ((4, const), (8, out(g["up_8"]))):
+    np.testing.assert_allclose(gain(g[f"conv_{size}"]["conv"], x), 1.0, atol=0.15)
+    style = out(g[f"conv_{size}"]["conv"]["affine"])
+    np.testing.assert_allclose([style.mean(), style.var()], 1.0, rtol=0.15)
+    # styles of mean 1 and variance 1, not demodulated
+    rgb = power(out(g[f"to_rgb_{size}"])).mean() / power(out(g[f"conv_{size}"])).mean()
+    np.testing.assert_allclose(rgb, 2.0, atol=0.6)
+  np.testing.assert_allclose(gain(d["conv_8"], equalized.lrelu(out(d["from_rgb"]))), 1.0, atol=0.15)
+
+
+def test_mapping_normalises_and_slows_its_layers(nets):
+  z, f = normal(2, 8, 64), jax.jit(lambda z: nets.f.apply(nets.vf, z))
+  w = f(z)
+  np.testing.assert_allclose(f(3 * z), w, atol=1e-4)
+  np.testing.assert_allclose(w, f(norm.pixel_norm(z)), atol=1e-4)
+  for i in range(8):
+    kernel = nets.vf["params"][f"dense_{i}"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), 100.0, rtol=0.05)
+
+
+def test_each_layer_takes_its_own_latent_and_noise_has_a_strength(nets):
+  run = jax.jit(nets.g.apply)
+  ws, noise = normal(3, 2, nets.num_ws, 64), normal(5, 2, stylegan2.num_noise(nets.size))
+  image = run(nets.vg, ws, noise)
+  np.testing.assert_allclose(jax.jit(nets.g.apply)(nets.vg, ws), image, atol=1e-5)  # strength 0
+  for i in range(nets.num_ws):
+    assert np.abs(run(nets.vg, ws.at[:, i].add(1.0), noise) - image).max() > 1e-3, i
+  loud = jax.tree_util.tree_map_with_path(
+    lambda path, p: p + 1.0 if "noise_strength" in jax.tree_util.keystr(path) else p, nets.vg
+  )
+  same = jnp.repeat(ws[:1], 2, 0)
+  a, b = run(loud, same, noise)
+  assert np.abs(a - b).max() > 0.1
+  for first, last in ((0, 16), (16, 80), (80, 144)):  # each of three layers has a part of it
+    other = noise.at[:, first:last].set(0.0)
+    assert np.abs(run(loud, same, other) - run(loud, same, noise)).max() > 0.1
+  c, d = jax.jit(nets.g.apply)(loud, same, noise[:1])  # the same for all
+  np.testing.assert_allclose(c, d, atol=1e-5)
+  np.testing.assert_allclose(c, a, atol=1e-4)
+
+
+def test_discriminator_compares_samples_of_one_set(nets):
+  x, y = normal(4, 2, 8, nets.size, nets.size, 3)
+  run = jax.jit(lambda x: nets.d.apply(nets.vd, x))
+  change = np.abs(run(x) - run(x.at[2].set(0.0)))  # of the group of 0, 2, 4, 6
+  assert (change[::2] > 1e-5).all() and (change[1::2] < 1e-5).all()
+  both = jnp.stack([x, y], 1).reshape(16, *x.shape[1:])
+  together = jax.jit(lambda x: nets.d.apply(nets.vd, x, 2))(both)
+  np.testing.assert_allclose(together.reshape(8, 2).T, [run(x), run(y)], atol=1e-5)
+
+
+def test_mixing():
+  first, second, num = jnp.zeros((3, 1)), jnp.ones((3, 1)), 8
+
+  @jax.jit
+  @jax.vmap
+  def draw(key):
+    return method.mix(key, first, second, num, prob=0.9)[..., 0]
+
+  ws = np.asarray(draw(jax.random.split(jax.random.key(0), 8_000)))
+  assert (ws == ws[:, :1]).all()  # one cut for the batch
+  cuts = num - ws[:, 0].sum(1)  # a prefix of the first latent
+  assert (ws[:, 0] == (np.arange(num) >= cuts[:, None])).all()
+  np.testing.assert_allclose((cuts < num).mean(), 0.9, atol=0.02)
+  share = np.bincount(cuts.astype(int), minlength=num + 1)[1:num] / (cuts < num).sum()
+  assert cuts.min() == 1
+  np.testing.assert_allclose(share, 1 / (num - 1), atol=0.02)
+
+
+def test_path_lengths_of_a_linear_generator():
+  """G(w) = A w: E |J^T y|^2 = tr(A A^T) / (H W); the penalty's gradient is that of differences."""
+  a = normal(0, 4 * 4 * 2, 6)
+  generate = lambda a: lambda ws: (ws[:, 0] @ a.T).reshape(-1, 4, 4, 2)
+  lengths = jax.jit(lambda a, key: method.path_lengths(generate(a), jnp.ones((2000, 1, 6)), key))
+  found = lengths(a, jax.random.key(0))
+  np.testing.assert_allclose(jnp.mean(found**2), jnp.trace(a @ a.T) / 16, rtol=0.03)
+  # several layers: the mean over them, not the sum
+  twice = lambda ws: generate(a)(ws[:, :1]) + generate(a)(ws[:, 1:])
+  both = method.path_lengths(twice, jnp.ones((2000, 2, 6)), jax.random.key(0))
+  np.testing.assert_allclose(both, found, rtol=1e-4)
+
+  @jax.jit
+  @jax.value_and_grad
+  def penalty(scale):
+    return jnp.mean((lengths(scale * a, jax.random.key(1)) - 0.7) ** 2)
+
+  slope = (penalty(1.01)[0] - penalty(0.99)[0]) / 0.02
+  np.testing.assert_allclose(penalty(1.0)[1], slope, rtol=1e-3)
+
+
+def test_average_of_weights_has_its_half_life():
+  decay = functools.partial(method.ema_decay, batch=32, images=320.0)
+  np.testing.assert_allclose(decay(jnp.array(10_000), ramp=0.0) ** 10, 0.5, rtol=1e-5)
+  assert decay(jnp.array(0), ramp=0.05) == 0  # the start is forgotten at once
+  np.testing.assert_allclose(decay(jnp.array(20), ramp=0.05), 0.5, rtol=1e-5)
+  np.testing.assert_allclose(decay(jnp.array(10_000), ramp=0.05) ** 10, 0.5, rtol=1e-5)
+
+
+class Game:
+  """The test variant with changes, its first state, and a batch of no particular images."""
+
+  def __init__(self, **changes):
+    self.made = job.prepare(config_of("test", **changes))
+    self.stage = self.made.stages[0]
+    image = jnp.tanh(normal(9, 8, *self.made.infos[0].shape["image"]))
+    self.batch = {"image": image, "label": jnp.zeros(8, jnp.int32)}
+
+  @functools.cached_property
+  def state(self):
+    return jax.jit(self.stage.init)(jax.random.key(1), self.batch, None)
+
+
+@pytest.fixture
+def moves_of(monkeypatch):
+  """Runs a step without updates: the players, and (batch, loss, stats, metrics) of each move."""
+
+  def run(game, step=0, shapes=False):
+    names = []
+
+    def moves(state, batch):
+      names.clear()
+      found = []
+
+      def spy(state, tx, loss_fn, players, batch, **options):  # what would be minimised
+        loss, (stats, metrics) = loss_fn(state.params, batch)
+        names.extend(players)
+        found.append((batch, loss, stats, metrics))
+        return state.replace(stats={**state.stats, **stats}), metrics
+
+      monkeypatch.setattr(core, "minimize", spy)
+      game.stage.step(state, batch, jax.random.key(2))
+      return found
+
+    due = lambda k, at, fn, state: fn(state) if step % k == 0 else state
+    monkeypatch.setattr(core, "every", due)
+    if shapes:
+      found = jax.eval_shape(moves, game.made.templates[0], game.batch)
+    else:
+      found = jax.jit(moves)(game.state, game.batch)
+    return "".join(names), found
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "step, changes, want",
+  [
+    (0, {}, "ggdd"),
+    (1, {}, "gd"),
+    (4, {}, "ggd"),
+    (16, {"model.path_weight": 0.0}, "gdd"),
+    (16, {"model.r1_gamma": 0.0}, "ggd"),
+  ],
+)
+def test_order_of_moves(step, changes, want, moves_of):
+  game = Game(**{"model.ada_kinds": "", **changes})
+  assert moves_of(game, step, shapes=True)[0] == want
+
+
+def test_rates_of_the_lazy_optimizers(monkeypatch):
+  """Adam's rate and decays where `paper` asks for 0.002 and (0, 0.99), lazily and not."""
+  seen, true = [], optim.optax.adam
+
+  def spy(lr, b1, b2, *args):
+    seen.append((lr, b1, b2))
+    return true(lr, b1, b2, *args)
+
+  monkeypatch.setattr(optim.optax, "adam", spy)
+  config, info = config_of("paper"), core.Info({"image": (1024, 1024, 3)})
+  method.stages(config, info)
+  config.model.path_weight = config.model.r1_gamma = 0.0
+  method.stages(config, info)
+  g, d = (0.0016, 0.0, 0.99**0.8), (0.002 * 16 / 17, 0.0, 0.99 ** (16 / 17))
+  np.testing.assert_allclose(seen, [g, d, *[(0.002, 0.0, 0.99)] * 2], rtol=1e-6)
+
+
+def linear(self, v, x, sets=1):
+  """A discriminator D(x) = a.x."""
+  return jnp.einsum("nhwc,hwc->n", x, A)
+
+
+A = normal(1, 4, 4, 1)
+
+
+def test_regularisers_are_multiplied_by_their_intervals(moves_of, monkeypatch):
+  """R1 of a.x is |a|^2: the loss is 16 gamma / 2 |a|^2; the path's is 4 * 2 (len - mean)^2."""
+  game = Game(**{"model.r1_gamma": 0.5, "model.ada_kinds": ""})
+  monkeypatch.setattr(stylegan2.Discriminator, "apply", linear)
+  monkeypatch.setattr(method, "path_lengths", lambda generate, ws, key: jnp.full(len(ws), 3.0))
+  g, path, d, r1 = moves_of(game)[1]
+  np.testing.assert_allclose(r1[1], 16 * 0.25 * np.sum(A**2), rtol=1e-5)
+  np.testing.assert_allclose(r1[3]["r1"], np.sum(A**2), rtol=1e-5)
+  np.testing.assert_allclose(path[3]["path_mean"], 0.03, rtol=1e-4)  # 1 % of the way from 0
+  np.testing.assert_allclose(path[1], 4 * 2 * (3 - 0.03) ** 2, rtol=1e-4)
+  assert len(path[0]["z"]) == 4  # half of the batch
+  for name in ("z", "second", "maps"):  # fresh for each move
+    assert (g[0][name][:4] != path[0][name]).all() and (g[0][name] != d[0][name]).all()
+  # the mean latent follows those of z, not of the second z
+  want, params = 0.0, game.state.params["g"]["mapping"]
+  f = jax.jit(lambda z: stylegan2.Mapping(4, 1).apply({"params": params}, z).mean(0))
+  for batch, _, stats, _ in (g, path, d):
+    want = 0.995 * want + 0.005 * f(batch["z"])
+    np.testing.assert_allclose(stats["w_avg"], want, rtol=1e-4)
+
+
+def test_d_sees_augmented_images_only_and_r1_is_taken_before(moves_of, monkeypatch):
+  """With images doubled, logits double and R1 of a.x is |2 a|^2."""
+  monkeypatch.setattr(stylegan2.Discriminator, "apply", linear)
+  monkeypatch.setattr(method, "path_lengths", lambda generate, ws, key: jnp.ones(len(ws)))
+  monkeypatch.setattr(
+    method, "mix", lambda key, first, second, num, prob: first[:, None] + 0 * A[0]
+  )
+  monkeypatch.setattr(
+    stylegan2.Synthesis, "apply", lambda self, v, ws, maps: maps.reshape(-1, 4, 4, 1)
+  )
+  game, counts = Game(**{"model.r1_gamma": 0.5}), []
+
+  def double(key, x, p, kinds):
+    counts.append(len(x))
+    return 2 * x
+
+  monkeypatch.setattr(method.augment, "adaptive", double)
+  g, _, d, r1 = moves_of(game)[1]
+  score = lambda x: 2 * np.reshape(x, (-1, 16)) @ np.reshape(A, 16)
+  real = score(game.batch["image"])
+  np.testing.assert_allclose(g[1], losses.nonsaturating_g(score(g[0]["maps"])), rtol=1e-5)
+  np.testing.assert_allclose(d[1], losses.bce_d(real, score(d[0]["maps"])), rtol=1e-5)
+  np.testing.assert_allclose(d[3]["logit_real"], real.mean(), rtol=1e-5)
+  np.testing.assert_allclose(r1[3]["r1"], 4 * np.sum(A**2), rtol=1e-5)
+  assert counts == [8, 16, 8]  # of G's move; real and fake of D's; R1
+
+
+def test_r1_of_a_linear_discriminator():
+  a = normal(2, 4, 4, 1)
+  critic = lambda x: jnp.einsum("nhwc,hwc->n", x, a)
+  np.testing.assert_allclose(
+    regularizers.r1(critic, normal(3, 5, 4, 4, 1)), jnp.sum(a**2), rtol=1e-5
+  )
+
+
+class Played(Game):
+  """The test variant after single steps from chosen states."""
+
+  def __init__(self):
+    super().__init__()
+    self.step = jax.jit(self.stage.step)
+
+  def after(self, step, **extra):
+    extra = {name: jnp.float32(value) for name, value in extra.items()}
+    state = self.state.replace(step=jnp.array(step), extra={**self.state.extra, **extra})
+    return self.step(state, self.batch, jax.random.key(3))
+
+
+@pytest.fixture(scope="module")
+def played():
+  return Played()
+
+
+def test_ada_moves_every_fourth_step(played):
+  """By 4 * 8 images over 100, up where D is surer than 0.6; never below 0."""
+  for p, r, want in ((0.5, 5.0, 0.82), (0.5, -5.0, 0.18), (0.0, -5.0, 0.0)):
+    extra = played.after(3, ada_p=p, ada_r=r)[0].extra
+    np.testing.assert_allclose(extra["ada_p"], want, rtol=1e-5)
+    assert extra["ada_r"] == 0
+  state, found = played.after(1, ada_p=0.3, ada_r=-5.0)
+  np.testing.assert_allclose(state.extra["ada_r"], -5 + found["sign_real"] / 4, rtol=1e-5)
+  np.testing.assert_allclose(state.extra["ada_p"], 0.3, rtol=1e-6)
+
+
+def test_regularisers_have_their_steps(played):
+  for step, path, r1 in ((1, False, False), (4, True, False), (15, False, False), (16, True, True)):
+    extra = played.after(step)[0].extra
+    assert ((extra["path_mean"] > 0), (extra["r1"] > 0)) == (path, r1)
+
+
+def test_samples_are_those_of_the_averaged_generator_truncated(played):
+  mean, w = jnp.array([1.0, 2.0]), normal(0, 5, 2)
+  np.testing.assert_allclose(method.truncate(w, mean, 1.0), w, atol=1e-6)
+  np.testing.assert_allclose(method.truncate(w, mean, 0.0), jnp.broadcast_to(mean, w.shape))
+  for psi, alike in ((0.0, True), (1.0, False)):
+    still = Game(**{"model.psi": psi, "model.noise": "const"})
+    run = jax.jit(lambda state: still.stage.sample(state, still.batch, jax.random.key(0))["image"])
+    x = run(played.state)
+    assert (np.abs(x - x[:1]).max() < 1e-5) == alike
+  louder = lambda tree: jax.tree.map(lambda p: 2 * p + 1, tree)
+  np.testing.assert_array_equal(run(played.state.replace(params=louder(played.state.params))), x)
+  assert np.abs(run(played.state.replace(ema=louder(played.state.ema))) - x).max() > 0.1
+
+
+def test_pictures(played):
+  shown = jax.jit(played.stage.show)(played.state, played.batch, jax.random.key(0))
+  assert shown["mixing"].shape == (8, 8, 4, 4, 1) and shown["truncation"].shape[:2] == (8, 5)
+  assert shown["interpolation"].shape == (8, 10, 4, 4, 1)
+  at_mean = np.asarray(shown["truncation"][:, -1])
+  np.testing.assert_allclose(at_mean, np.broadcast_to(at_mean[:1], at_mean.shape), atol=1e-5)
+  np.testing.assert_allclose(shown["truncation"][:, 0], shown["interpolation"][:, 0], atol=1e-5)
+  assert (np.ptp(np.asarray(shown["mixing"]), 0) > 1e-3).any()  # rows differ
+  assert (np.ptp(np.asarray(shown["mixing"]), 1) > 1e-3).any()  # and columns
+
+
+def evaluation_of(config, folder):
+  loop.train(config, str(folder))
+  return json.loads((folder / "eval.json").read_text())["metrics"]
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_small_learns_all_digits(tmp_path, seed):
+  untrained = evaluation_of(config_of("small", seed=seed, num_steps=1), tmp_path / "start")
+  found = evaluation_of(config_of("small", seed=seed), tmp_path / "run")
+  assert found["frechet"] < 0.4 * untrained["frechet"], (found, untrained)
+  assert found["class_min_share"] >= 0.03, found
+
+
+@pytest.mark.learning
+def test_small_with_a_wrong_sign_does_not_learn(tmp_path, monkeypatch):
+  true = losses.nonsaturating_g
+  monkeypatch.setattr(losses, "nonsaturating_g", lambda s: -true(s))
+  assert evaluation_of(config_of("small"), tmp_path / "run")["class_min_share"] < 0.03
+
+
+def gap_on_200_images(kinds, num_steps=3_000):
+  """D's mean logit of its 200 training images less that of held-out ones; the end's ADA state."""
+  config = config_of("small", **{"model.ada_kinds": kinds, "model.ada_images": 20_000})
+  made = job.prepare(config)
+  stage, source, test = made.stages[0], job.load(made, 0, "train"), job.load(made, 0, "test")
+  rows = source.decode({k: a[:200] for k, a in source.arrays.items()})
+  held_out = test.decode({k: a[:800] for k, a in test.arrays.items()})
+  state = stage.init(jax.random.key(0), {"image": rows["image"][:2]}, None)
+
+  @jax.jit
+  def train(state):
+    def body(i, state):
+      k_rows, k_step = jax.random.split(jax.random.fold_in(jax.random.key(1), i))
+      picked = jax.random.randint(k_rows, (config.batch_size,), 0, 200)
+      return stage.step(state, {"image": rows["image"][picked]}, k_step)[0]
+
+    return jax.lax.fori_loop(0, num_steps, body, state)
+
+  state = train(state)
+  score = lambda x: jax.jit(stage.evaluate)(state, {"image": x}, jax.random.key(9))
+  seen, unseen = (score(x["image"])["logit_held_out"] for x in (rows, held_out))
+  return float(seen - unseen), state.extra
+
+
+@pytest.mark.learning
+def test_ada_on_200_images_overfits_less():
+  """D's scores of its training images and of held-out ones lie closer, and p leaves 0."""
+  plain, _ = gap_on_200_images("")
+  adaptive, extra = gap_on_200_images("bgc")
+  assert extra["ada_p"] > 0.02, extra
+  assert adaptive < plain, (adaptive, plain)
