@@ -19,7 +19,7 @@ def get_config(variant="small"):
     raise common.unknown(variant, VARIANTS)
   c = common.base("lsgan")
   c.lr = 1e-3
-  c.num_steps, c.batch_size = 1_500, 64
+  c.num_steps, c.batch_size = 1_000, 64
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
   c.metrics = ("digits.scores",)
   m = c.model
