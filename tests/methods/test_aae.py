@@ -13,6 +13,7 @@ from gm import core, inspection, job, loop
 from gm.methods import aae
 from gm.metrics import digits
 
+QUICK = {"xla_backend_optimization_level": 0}  # what runs once
 MOVES = {
   "rec": {"enc", "z_head", "y_head", "dec"},
   "d_z": {"d_z"},
@@ -45,7 +46,7 @@ def first_state(variant="test", n=8, **changes):
   made = job.prepare(config_of(variant, **changes))
   state = None
   for stage in made.stages:
-    init = jax.jit(stage.init)
+    init = jax.jit(stage.init, compiler_options=QUICK)
     state = init(jax.random.key(0), batch_of(max(n, 64)), state)
   return stage, state, batch_of(n)
 
@@ -76,7 +77,7 @@ def moves_of(stage):
     gradient = lambda slot: jax.grad(lambda p: losses[slot](p, seen[slot][1])[0])(seen[slot][0])
     return {slot: (*what, gradient(slot)) for slot, what in seen.items()}, after, found
 
-  return players, jax.jit(traced)
+  return players, jax.jit(traced, compiler_options=QUICK)
 
 
 def moving(tree):
@@ -158,7 +159,7 @@ def test_order_and_optimizers(game):
 
 def test_labels_play_every_so_many_steps():
   stage, state, batch = first_state(**{"model.label_every": 3})
-  step = jax.jit(stage.step)
+  step = jax.jit(stage.step, compiler_options=QUICK)
   for i in range(4):
     state, found = step(state, batch, jax.random.key(i))
     assert found["loss_cls"] > 0
@@ -170,7 +171,7 @@ def test_rates_fall_at_the_same_steps_for_all_moves():
   """A move that is made every third step sees a third of the updates."""
   ends = {"model.rate_ends": (6,), "model.label_every": 3, "model.moves": ("g_y", "d_y", "cls")}
   stage, state, batch = first_state(**ends)
-  step = jax.jit(stage.step)
+  step = jax.jit(stage.step, compiler_options=QUICK)
   sizes = []
   for i in range(7):
     after, _ = step(state, batch, jax.random.key(i))
@@ -209,7 +210,7 @@ def test_codes_are_mean_plus_softplus_times_noise(game):
   head["bias"] = jnp.array([1.0, -2.0, 0.5, -3.0])
   fixed = state.replace(params={**state.params, "z_head": head})
   big = batch_of(2_000)
-  z = jax.jit(stage.sample)(fixed, big, jax.random.key(0))["code"]
+  z = jax.jit(stage.sample, compiler_options=QUICK)(fixed, big, jax.random.key(0))["code"]
   np.testing.assert_allclose(z.mean(0), [1, -2], atol=0.1)
   np.testing.assert_allclose(z.std(0), np.log1p(np.exp([0.5, -3.0])), rtol=0.06)
 
@@ -218,7 +219,7 @@ def test_decoder_stays_in_range(game):
   stage, state, batch, *_ = game
   wild = jax.tree.map(lambda p: 30 * p, state.params["dec"])
   wild = state.replace(params={**state.params, "dec": wild})
-  x = jax.jit(stage.sample)(wild, batch, jax.random.key(0))["image"]
+  x = jax.jit(stage.sample, compiler_options=QUICK)(wild, batch, jax.random.key(0))["image"]
   assert x.shape == (8, 28, 28, 1)
   assert np.abs(x).max() <= 1 and np.abs(x).max() > 0.9
 
@@ -293,11 +294,11 @@ def test_the_decoder_is_told_the_label():
   dec["Dense_0"]["kernel"] = dec["Dense_0"]["kernel"].at[2 + 3, 0].set(1.0)  # reads class 3
   dec["Dense_1"]["kernel"] = dec["Dense_1"]["kernel"].at[0].set(1.0)
   told = state.replace(params={**state.params, "dec": dec})
-  found = jax.jit(stage.sample)(told, batch, jax.random.key(0))
+  found = jax.jit(stage.sample, compiler_options=QUICK)(told, batch, jax.random.key(0))
   lit = np.tanh(1.0) * (np.asarray(batch["label"]) == 3)
   np.testing.assert_allclose(found["image"].mean((1, 2, 3)), lit, atol=1e-6)
   np.testing.assert_array_equal(found["label"], batch["label"])
-  shown = jax.jit(stage.show)(told, batch_of(64), jax.random.key(0))
+  shown = jax.jit(stage.show, compiler_options=QUICK)(told, batch_of(64), jax.random.key(0))
   expected = np.tile(np.tanh(1.0) * (np.arange(10) == 3), (10, 1))
   np.testing.assert_allclose(shown["styles"].mean((2, 3, 4)), expected, atol=1e-6)
 
@@ -325,12 +326,12 @@ def test_held_out_numbers(game):
 
 def test_clusters_and_the_baseline_sample_what_their_metrics_take():
   stage, state, batch = first_state("clustering", n=200, **SMALL)
-  found = jax.jit(stage.sample)(state, batch, jax.random.key(0))
+  found = jax.jit(stage.sample, compiler_options=QUICK)(state, batch, jax.random.key(0))
   assert set(found) >= {"category", "data_category", "data_label", "code", "latent"}
   assert "label" not in found and np.unique(found["category"]).size == 16
   stage, state, batch = first_state("labels_only", **SMALL)
   assert set(state.params) == {"enc", "y_head"} and set(state.opt) == {"cls"}
-  found = jax.jit(stage.sample)(state, batch, jax.random.key(0))
+  found = jax.jit(stage.sample, compiler_options=QUICK)(state, batch, jax.random.key(0))
   np.testing.assert_array_equal(found["image"], batch["image"])
   assert stage.show(state, batch, jax.random.key(0)) == {}
 

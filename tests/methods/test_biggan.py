@@ -14,6 +14,7 @@ from gm.nets import resnet
 from gm.nn import spectral
 
 KEY = jax.random.key(2)
+QUICK = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
 
 
 def config_of(variant, **changes):
@@ -29,7 +30,7 @@ def first(variant="test"):
   stage = made.stages[0]
   image = jnp.tanh(jax.random.normal(jax.random.key(3), (16, 8, 8, 1)))
   batch = {"image": image, "label": jnp.arange(16, dtype=jnp.int32) % 10}
-  state = jax.jit(stage.init)(jax.random.key(0), batch, None)
+  state = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0), batch, None)
   return made, stage, state, batch, step_of()(state, batch, jax.random.key(1))
 
 
@@ -74,7 +75,7 @@ def test_the_first_state():
     net, u = state.params[n]["net"], state.stats[n]["spectral"]["u"]
     weights = dict(core_paths(net))
     one_step = lambda w, u: {p: spectral.sigma(w[p], u[p])[0] for p in u}
-    sigmas = jax.jit(one_step)(weights, u)
+    sigmas = jax.jit(one_step, compiler_options=QUICK)(weights, u)
     np.testing.assert_allclose(list(sigmas.values()), 1.0, atol=1e-5)
     gammas = [w for path, w in weights.items() if path.endswith("gamma")]
     assert len(gammas) == 1 and gammas[0] == 0
@@ -153,7 +154,7 @@ def test_d_gradient_accumulated_is_that_of_one_batch():
   x = jax.random.normal(KEY, (128, 8, 8, 1))
   batch = {"x": x[:64], "fake": x[64:], "y": jnp.arange(64) % 10, "y_fake": jnp.arange(64) % 7}
   build = lambda: core.build(d, KEY, x[:2], batch["y"][:2])
-  params, stats = jax.jit(build)()
+  params, stats = jax.jit(build, compiler_options=QUICK)()
 
   def loss(p, b):
     both = jnp.concatenate([b["x"], b["fake"]]), jnp.concatenate([b["y"], b["y_fake"]])
@@ -162,7 +163,7 @@ def test_d_gradient_accumulated_is_that_of_one_batch():
 
   def run(k):
     step = lambda p: core.gradients(loss, {"d": p}, ["d"], batch, accumulate=k)
-    (value, (new, _)), grads = jax.jit(step)(params)
+    (value, (new, _)), grads = jax.jit(step, compiler_options=QUICK)(params)
     return value, new, grads
 
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), run(1), run(4))
@@ -205,7 +206,7 @@ def test_standing_statistics_are_means_over_batches():
   # of one batch or two, not of an average that began at 0 and 1
   running = two.ema["g_stats"]["batch_stats"]["net"]["block0"]["norm0"]
   assert (first_norm["var"] < 0.5 * running["var"]).all()
-  draw = jax.jit(lambda s: stage.sample(s, batch, KEY)["image"])
+  draw = jax.jit(lambda s: stage.sample(s, batch, KEY)["image"], compiler_options=QUICK)
   other = two.replace(
     ema={**two.ema, "g_stats": {**two.ema["g_stats"], "batch_stats": two.extra["standing"]}}
   )

@@ -26,6 +26,7 @@ NARROW = {  # the paper's networks, small and without dropout
   **{"batch_size": 8, "model.z_dim": 4, "model.g_paths": (3, 5), "model.g_widths": (6,)},
   **{"model.d_paths": (4, 2), "model.d_widths": (5,), "model.dropout": 0.0},
 }
+QUICK = {"xla_backend_optimization_level": 0}
 LABEL = jnp.array([3, 3, 1, 4, 1, 5, 9, 2])
 
 
@@ -35,8 +36,8 @@ def play(variant="test", num_steps=1, **changes):
   (stage,) = job.prepare(config_of(variant, **changes)).stages
   image = jnp.tanh(jax.random.normal(jax.random.key(3), (8, 28, 28, 1)))
   batch, key = {"image": image, "label": LABEL}, jax.random.key(1)
-  state = jax.jit(stage.init)(jax.random.key(0), batch, None)
-  step = jax.jit(stage.step)
+  state = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0), batch, None)
+  step = jax.jit(stage.step, compiler_options=QUICK)
   return stage, batch, state, *(step(state, batch, key) if num_steps else ())
 
 
@@ -143,7 +144,7 @@ def test_d_judges_pairs_and_each_loss_moves_its_own_network(variant, changes):
     fake, _ = core.apply(g, p, state.stats["g"], z, wanted)
     return losses.nonsaturating_g(judge(p_d, fake, wanted))
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICK)
   def by_hand(p, p_d):
     of_d = jax.value_and_grad(loss_d)(p["d"], p["g"])
     return {"d": of_d, "g": jax.value_and_grad(loss_g)(p["g"], p_d)}

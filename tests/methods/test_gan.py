@@ -198,7 +198,7 @@ def collapse_step(x, **changes):
   small = {"model.z_dim": 2, "model.g_widths": (8,), "model.d_widths": (8,)}
   config = config_of("collapse", batch_size=len(x), **small, **changes)
   (stage,) = job.prepare(config).stages
-  step = jax.jit(stage.step)
+  step = jax.jit(stage.step, compiler_options={"xla_backend_optimization_level": 0})
   state = stage.init(jax.random.key(0), {"point": x}, None)
   return state, lambda state: step(state, {"point": x}, jax.random.key(1))
 

@@ -26,11 +26,14 @@ def train(config, workdir):
   return json.loads((workdir / "eval.json").read_text())["metrics"]
 
 
+QUICK = {"xla_backend_optimization_level": 0}  # what runs once
+
+
 def first_state(variant="test", n=8, **changes):
   made = job.prepare(config_of(variant, **changes))
   kind, shape = next((k, v) for k, v in made.infos[0].shape.items() if k != "label")
   batch = {kind: jnp.tanh(jax.random.normal(jax.random.key(3), (n, *shape)))}
-  init = jax.jit(made.stages[0].init)
+  init = jax.jit(made.stages[0].init, compiler_options=QUICK)
   return made.stages[0], init(jax.random.key(0), batch, None), batch
 
 
@@ -57,7 +60,7 @@ def moves_of(stage, state, batch):
       core.minimize = true
     return seen
 
-  return players, jax.jit(traced)(state, batch)
+  return players, jax.jit(traced, compiler_options=QUICK)(state, batch)
 
 
 @functools.cache
@@ -188,7 +191,7 @@ def test_losses_are_the_equations():
   _, ((before, d_batch, found_d, _), (then, g_batch, found_g, _)) = moves_of(stage, state, batch)
   made = job.prepare(config_of("test"))
   nets = infogan.networks(made.config.model, (28, 28, 1), "float32")
-  apply = jax.jit(core.apply, static_argnums=0)
+  apply = jax.jit(core.apply, static_argnums=0, compiler_options=QUICK)
   run = lambda n, p, s, x: apply(nets[n], p[n], s[n], x)[0]
 
   def passes(s, x):

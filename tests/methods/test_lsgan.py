@@ -23,6 +23,7 @@ def config_of(variant, **changes):
   return config
 
 
+QUICK = {"xla_backend_optimization_level": 0}
 LABEL = jnp.array([3, 3, 1, 4, 1, 5, 9, 2])
 POINTS = {"batch_size": 8, "model.g_widths": (8,), "model.d_widths": (8,)}
 
@@ -35,8 +36,8 @@ def play(variant="test", num_steps=1, **changes):
   data = "image" if "image" in shapes else "point"
   x = jnp.tanh(jax.random.normal(jax.random.key(3), (8, *shapes[data])))
   batch, key = {data: x, "label": LABEL}, jax.random.key(1)
-  state = jax.jit(stage.init)(jax.random.key(0), batch, None)
-  step = jax.jit(stage.step)
+  state = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0), batch, None)
+  step = jax.jit(stage.step, compiler_options=QUICK)
   return stage, batch, state, *(step(state, batch, key) if num_steps else ())
 
 
@@ -227,7 +228,7 @@ def test_targets_and_each_loss_moves_its_own_network(variant, scheme, changes):
   def loss_g(p, p_d):
     return jnp.mean((both(p_d, p)[1] - c) ** 2) / 2
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICK)
   def by_hand(p, p_d):
     return loss_d(p["d"], p["g"]), loss_g(p["g"], p_d), *both(p["d"], p["g"])
 
@@ -265,7 +266,7 @@ def test_samples_and_pictures_are_of_the_labels_asked_for():
   stage, batch, _, state, _ = play(**{"model.scheme": "01"})
   g, _ = lsgan.networks(config_of("test").model, (28, 28, 1), "float32")
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICK)
   def draw(z, y):  # of 8
     y = {"y": jax.nn.one_hot(y, 10)}
     x, _ = core.apply(g, state.ema["g"], state.ema["g_stats"], z, train=False, **y)
@@ -274,10 +275,10 @@ def test_samples_and_pictures_are_of_the_labels_asked_for():
   noise = lambda key, n: jax.random.uniform(jax.random.key(key), (n, 4), minval=-1.0)
   (one,) = job.prepare(config_of("test", **{"model.sample_label": 7})).stages
   for s, labels in ((stage, LABEL), (one, jnp.full(8, 7))):
-    found = jax.jit(s.sample)(state, batch, jax.random.key(4))
+    found = jax.jit(s.sample, compiler_options=QUICK)(state, batch, jax.random.key(4))
     np.testing.assert_array_equal(found["label"], labels)
     np.testing.assert_allclose(found["image"], draw(noise(4, 8), labels), atol=1e-6)
-  grid = jax.jit(stage.show)(state, batch, jax.random.key(5))["classes"]
+  grid = jax.jit(stage.show, compiler_options=QUICK)(state, batch, jax.random.key(5))["classes"]
   assert grid.shape == (10, 10, 28, 28, 1)  # a class in a row, a noise in a column
   np.testing.assert_allclose(grid[2, :8], draw(noise(5, 10)[:8], jnp.full(8, 2)), atol=1e-6)
 

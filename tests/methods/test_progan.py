@@ -1,5 +1,6 @@
 """ProGAN: networks by hand, growth, fading, schedule, the loss in closed form, learning."""
 
+import functools
 import importlib
 import json
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from gm.nets import progan
 from gm.nn import resample
 
 # compiles fast: most is run once
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def config_of(variant, **changes):
@@ -108,7 +110,7 @@ def nets():
   found = {}
   for size in (4, 8):
     g, d = progan.Generator(size, 1, **OPTIONS), progan.Discriminator(size, **OPTIONS)
-    build = jax.jit(
+    build = jit(
       lambda key, g=g, d=d, s=size: (
         g.init(key, jnp.zeros((2, 8)))["params"],
         d.init(key, jnp.zeros((2, s, s, 1)))["params"],
@@ -138,13 +140,13 @@ def test_fade_is_continuous_and_ends_without_the_old_path(nets):
   def both(p, t):
     return g.apply({"params": p[0]}, z, t), d.apply({"params": p[1]}, x, t)
 
-  @jax.jit
+  @jit
   def alone(p, p4):  # the smaller networks, and the larger
     old_image = resample.nearest(small_g.apply({"params": p4[0]}, z))
     old_score = small_d.apply({"params": p4[1]}, resample.mean_pool(x))
     return (old_image, old_score), both(p, None)
 
-  @jax.jit
+  @jit
   def faded(p, t):
     found, pullback = jax.vjp(lambda p: both(p, t), p)
     return found, pullback(jax.tree.map(jnp.cos, found))[0]
@@ -192,7 +194,7 @@ def test_networks_by_hand(nets):
   x = lrelu(x.reshape(8, -1) @ used(pd["dense"], np.sqrt(2)) + np.array(pd["dense"]["bias"]))
   want_score = x @ used(pd["last"], 1.0) + np.array(pd["last"]["bias"])
 
-  apply = jax.jit(lambda: (g.apply({"params": pg}, z), d.apply({"params": pd}, image)))
+  apply = jit(lambda: (g.apply({"params": pg}, z), d.apply({"params": pd}, image)))
   found_image, found_score = apply()
   np.testing.assert_allclose(found_image, want_image, atol=1e-4)
   np.testing.assert_allclose(found_score, want_score[:, 0], atol=1e-4)
@@ -207,7 +209,7 @@ def test_layers_start_as_published():
     v = g.init(key, z)
     return v, g.apply(v, z, capture_intermediates=True)[1]["intermediates"]
 
-  v, seen = jax.jit(first_look)(jax.random.key(0))
+  v, seen = jit(first_look)(jax.random.key(0))
   for path, p in jax.tree_util.tree_leaves_with_path(v["params"]):
     if p.size > 10_000:
       assert 0.95 < p.std() < 1.05, path
@@ -234,7 +236,7 @@ class Fade(NamedTuple):
 @pytest.fixture(scope="module")
 def fade():
   made, batches = job.prepare(config_of("test")), []
-  init = lambda i, *args: jax.jit(made.stages[i].init)(jax.random.key(i), *args)
+  init = lambda i, *args: jit(made.stages[i].init)(jax.random.key(i), *args)
   for i, size in enumerate((4, 8)):
     image = jnp.tanh(normal(i, 8, size, size, 1))
     batches.append({"image": image, "label": jnp.zeros(8, jnp.int32)})
@@ -244,7 +246,7 @@ def fade():
   moments = jax.tree.map(jnp.ones_like, before.opt)
   before = before.replace(step=jnp.array(2), ema=average, opt=moments)
   start = init(1, batches[1], before)
-  step = jax.jit(made.stages[1].step)
+  step = jit(made.stages[1].step)
   after, _ = step(start, batches[1], jax.random.key(5))
   faded, _ = step(after, batches[1], jax.random.key(6))
   return Fade(made, before, start, after, faded, batches)

@@ -20,6 +20,7 @@ def config_of(variant, **changes):
 
 
 KEY = jax.random.key(2)
+QUICK = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
 
 
 @functools.cache
@@ -38,7 +39,7 @@ def first(variant="test"):
   stage = first_stage(variant)
   image = jnp.tanh(jax.random.normal(jax.random.key(3), (16 if variant == "test" else 8, 8, 8, 1)))
   batch = {"image": image, "label": jnp.arange(len(image), dtype=jnp.int32) % 10}
-  state = jax.jit(stage.init)(jax.random.key(0), batch, None)
+  state = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0), batch, None)
   return stage, state, batch, stepper(variant)(state, batch, jax.random.key(1))
 
 

@@ -52,6 +52,12 @@ def test_errors_name_the_flags():
       job.prepare(config)
 
 
+def quick(function):
+  """Jitted, hardly optimised: compiled in a fifth of the time, for what runs a few times only."""
+  options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+  return jax.jit(function, compiler_options=options)
+
+
 class Nets:
   """Networks for 8 pixels with their parameters, wide enough for variances to be measured."""
 
@@ -64,7 +70,7 @@ class Nets:
     self.num_ws = stylegan2.num_latents(self.size)
     key = jax.random.key(0)
 
-    @jax.jit
+    @quick
     def build():
       ws = jnp.zeros((2, self.num_ws, 64))
       return (
@@ -85,7 +91,7 @@ def test_scales_are_kept_through_the_networks(nets):
   """Of what a convolution gets, its square on average; a layer alone is measured in tests/unit."""
   ws = jnp.repeat(normal(0, 64, 1, 64), nets.num_ws, 1)
 
-  @jax.jit
+  @quick
   def run(ws, x):
     capture = {"capture_intermediates": True}
     _, g = nets.g.apply(nets.vg, ws, **capture)
@@ -112,7 +118,7 @@ def test_scales_are_kept_through_the_networks(nets):
 
 
 def test_mapping_normalises_and_slows_its_layers(nets):
-  z, f = normal(2, 8, 64), jax.jit(lambda z: nets.f.apply(nets.vf, z))
+  z, f = normal(2, 8, 64), quick(lambda z: nets.f.apply(nets.vf, z))
   w = f(z)
   np.testing.assert_allclose(f(3 * z), w, atol=1e-4)
   np.testing.assert_allclose(w, f(norm.pixel_norm(z)), atol=1e-4)
@@ -122,10 +128,10 @@ def test_mapping_normalises_and_slows_its_layers(nets):
 
 
 def test_each_layer_takes_its_own_latent_and_noise_has_a_strength(nets):
-  run = jax.jit(nets.g.apply)
+  run = quick(nets.g.apply)
   ws, noise = normal(3, 2, nets.num_ws, 64), normal(5, 2, stylegan2.num_noise(nets.size))
   image = run(nets.vg, ws, noise)
-  np.testing.assert_allclose(jax.jit(nets.g.apply)(nets.vg, ws), image, atol=1e-5)  # strength 0
+  np.testing.assert_allclose(quick(nets.g.apply)(nets.vg, ws), image, atol=1e-5)  # strength 0
   for i in range(nets.num_ws):
     assert np.abs(run(nets.vg, ws.at[:, i].add(1.0), noise) - image).max() > 1e-3, i
   loud = jax.tree_util.tree_map_with_path(
@@ -137,25 +143,25 @@ def test_each_layer_takes_its_own_latent_and_noise_has_a_strength(nets):
   for first, last in ((0, 16), (16, 80), (80, 144)):  # each of three layers has a part of it
     other = noise.at[:, first:last].set(0.0)
     assert np.abs(run(loud, same, other) - run(loud, same, noise)).max() > 0.1
-  c, d = jax.jit(nets.g.apply)(loud, same, noise[:1])  # the same for all
+  c, d = quick(nets.g.apply)(loud, same, noise[:1])  # the same for all
   np.testing.assert_allclose(c, d, atol=1e-5)
   np.testing.assert_allclose(c, a, atol=1e-4)
 
 
 def test_discriminator_compares_samples_of_one_set(nets):
   x, y = normal(4, 2, 8, nets.size, nets.size, 3)
-  run = jax.jit(lambda x: nets.d.apply(nets.vd, x))
+  run = quick(lambda x: nets.d.apply(nets.vd, x))
   change = np.abs(run(x) - run(x.at[2].set(0.0)))  # of the group of 0, 2, 4, 6
   assert (change[::2] > 1e-5).all() and (change[1::2] < 1e-5).all()
   both = jnp.stack([x, y], 1).reshape(16, *x.shape[1:])
-  together = jax.jit(lambda x: nets.d.apply(nets.vd, x, 2))(both)
+  together = quick(lambda x: nets.d.apply(nets.vd, x, 2))(both)
   np.testing.assert_allclose(together.reshape(8, 2).T, [run(x), run(y)], atol=1e-5)
 
 
 def test_mixing():
   first, second, num = jnp.zeros((3, 1)), jnp.ones((3, 1)), 8
 
-  @jax.jit
+  @quick
   @jax.vmap
   def draw(key):
     return method.mix(key, first, second, num, prob=0.9)[..., 0]
@@ -174,7 +180,7 @@ def test_path_lengths_of_a_linear_generator():
   """G(w) = A w: E |J^T y|^2 = tr(A A^T) / (H W); the penalty's gradient is that of differences."""
   a = normal(0, 4 * 4 * 2, 6)
   generate = lambda a: lambda ws: (ws[:, 0] @ a.T).reshape(-1, 4, 4, 2)
-  lengths = jax.jit(lambda a, key: method.path_lengths(generate(a), jnp.ones((2000, 1, 6)), key))
+  lengths = quick(lambda a, key: method.path_lengths(generate(a), jnp.ones((2000, 1, 6)), key))
   found = lengths(a, jax.random.key(0))
   np.testing.assert_allclose(jnp.mean(found**2), jnp.trace(a @ a.T) / 16, rtol=0.03)
   # several layers: the mean over them, not the sum
@@ -182,7 +188,7 @@ def test_path_lengths_of_a_linear_generator():
   both = method.path_lengths(twice, jnp.ones((2000, 2, 6)), jax.random.key(0))
   np.testing.assert_allclose(both, found, rtol=1e-4)
 
-  @jax.jit
+  @quick
   @jax.value_and_grad
   def penalty(scale):
     return jnp.mean((lengths(scale * a, jax.random.key(1)) - 0.7) ** 2)
@@ -210,7 +216,7 @@ class Game:
 
   @functools.cached_property
   def state(self):
-    return jax.jit(self.stage.init)(jax.random.key(1), self.batch, None)
+    return quick(self.stage.init)(jax.random.key(1), self.batch, None)
 
 
 @pytest.fixture
@@ -239,7 +245,7 @@ def moves_of(monkeypatch):
     if shapes:
       found = jax.eval_shape(moves, game.made.templates[0], game.batch)
     else:
-      found = jax.jit(moves)(game.state, game.batch)
+      found = quick(moves)(game.state, game.batch)
     return "".join(names), found
 
   return run
@@ -300,7 +306,7 @@ def test_regularisers_are_multiplied_by_their_intervals(moves_of, monkeypatch):
     assert (g[0][name][:4] != path[0][name]).all() and (g[0][name] != d[0][name]).all()
   # the mean latent follows those of z, not of the second z
   want, params = 0.0, game.state.params["g"]["mapping"]
-  f = jax.jit(lambda z: stylegan2.Mapping(4, 1).apply({"params": params}, z).mean(0))
+  f = quick(lambda z: stylegan2.Mapping(4, 1).apply({"params": params}, z).mean(0))
   for batch, _, stats, _ in (g, path, d):
     want = 0.995 * want + 0.005 * f(batch["z"])
     np.testing.assert_allclose(stats["w_avg"], want, rtol=1e-4)
@@ -346,7 +352,7 @@ class Played(Game):
 
   def __init__(self):
     super().__init__()
-    self.step = jax.jit(self.stage.step)
+    self.step = quick(self.stage.step)
 
   def after(self, step, **extra):
     extra = {name: jnp.float32(value) for name, value in extra.items()}
@@ -382,7 +388,7 @@ def test_samples_are_those_of_the_averaged_generator_truncated(played):
   np.testing.assert_allclose(method.truncate(w, mean, 0.0), jnp.broadcast_to(mean, w.shape))
   for psi, alike in ((0.0, True), (1.0, False)):
     still = Game(**{"model.psi": psi, "model.noise": "const"})
-    run = jax.jit(lambda state: still.stage.sample(state, still.batch, jax.random.key(0))["image"])
+    run = quick(lambda state: still.stage.sample(state, still.batch, jax.random.key(0))["image"])
     x = run(played.state)
     assert (np.abs(x - x[:1]).max() < 1e-5) == alike
   louder = lambda tree: jax.tree.map(lambda p: 2 * p + 1, tree)
@@ -391,7 +397,7 @@ def test_samples_are_those_of_the_averaged_generator_truncated(played):
 
 
 def test_pictures(played):
-  shown = jax.jit(played.stage.show)(played.state, played.batch, jax.random.key(0))
+  shown = quick(played.stage.show)(played.state, played.batch, jax.random.key(0))
   assert shown["mixing"].shape == (8, 8, 4, 4, 1) and shown["truncation"].shape[:2] == (8, 5)
   assert shown["interpolation"].shape == (8, 10, 4, 4, 1)
   at_mean = np.asarray(shown["truncation"][:, -1])
