@@ -3,7 +3,10 @@
 Variants: small (default; 28 px digits), plain (its control: G does not hear of the code), ring
 (points, one category for each of 4 modes), ring_plain, paper (MNIST), test.
 
-No variant has been trained to its end yet, so no number is given.
+Measured, small, 10,000 samples. Seed 0: each category is one digit for 83.5 % of its samples, of 9
+classes, the classifier's Frechet distance is 11.8 (2.1 between halves of the data). Seed 1 fails: D
+is ahead of G from the first steps on, and samples stay a grid of dots (Frechet 1,275); with the
+paper's lr=2e-4, g_lr=5 the same seed draws digits after 2,000 steps. Others were not run.
 """
 
 from configs import common
@@ -15,14 +18,13 @@ def get_config(variant="small"):
   if variant not in VARIANTS:
     raise common.unknown(variant, VARIANTS)
   c = common.base("infogan")
-  c.lr = 1e-4  # of the trunk, D and Q
-  c.num_steps, c.batch_size = 2_200, 64
+  c.lr = 5e-4  # of the trunk, D and Q
+  c.num_steps, c.batch_size = 3_000, 64
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
   c.metrics = ("digits.scores", "codes.purity", "codes.clusters")
   m = c.model
   m.augment = ""  # of what D sees: color,translation,cutout, or some of them
-  # g_lr: G's learning rate over D's; with 4, D wins the first steps in some seeds and stays ahead
-  m.g_lr, m.b1, m.ema = 20.0, 0.5, 0.995
+  m.g_lr, m.b1, m.ema = 4.0, 0.5, 0.995  # g_lr: G's learning rate over D's
   m.noise_dim, m.num_categories, m.num_numbers = 16, 10, 2
   m.category_weight, m.number_weight = 1.0, 0.1  # lambda of each kind of code
   m.fix_std = True  # Q's deviation of a number is 1
@@ -36,7 +38,7 @@ def get_config(variant="small"):
   if variant.startswith("ring"):
     c.data.source, c.data.name = "points", "ring"
     c.data.num_modes, c.data.std, c.data.radius = 4, 0.2, 2.828
-    c.lr, c.batch_size, c.num_steps = 5e-4, 256, 3_000
+    c.batch_size, c.num_steps = 256, 3_000
     c.metrics, c.num_eval_samples = ("codes.purity", "coverage.modes"), 2_560
     m.g_lr, m.ema, m.nets, m.slope = 2.0, 0.0, "mlp", 0.2
     m.noise_dim, m.num_categories, m.num_numbers = 16, 4, 0
