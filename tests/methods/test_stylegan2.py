@@ -180,8 +180,8 @@ def test_path_lengths_of_a_linear_generator():
   """G(w) = A w: E |J^T y|^2 = tr(A A^T) / (H W); the penalty's gradient is that of differences."""
   a = normal(0, 4 * 4 * 2, 6)
   generate = lambda a: lambda ws: (ws[:, 0] @ a.T).reshape(-1, 4, 4, 2)
-  lengths = quick(lambda a, key: method.path_lengths(generate(a), jnp.ones((2000, 1, 6)), key))
-  found = lengths(a, jax.random.key(0))
+  lengths = lambda a, key: method.path_lengths(generate(a), jnp.ones((2000, 1, 6)), key)
+  found = quick(lengths)(a, jax.random.key(0))
   np.testing.assert_allclose(jnp.mean(found**2), jnp.trace(a @ a.T) / 16, rtol=0.03)
   # several layers: the mean over them, not the sum
   twice = lambda ws: generate(a)(ws[:, :1]) + generate(a)(ws[:, 1:])
