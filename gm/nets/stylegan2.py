@@ -18,8 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from gm.nets.progan import sizes
 from gm.nn import equalized, init, minibatch, modulated, norm, resample
+
+
+def sizes(size: int) -> list[int]:
+  """Returns the resolutions from 4 up to `size`.
+
+  Raises:
+    ValueError: if size is not a power of two of at least 4.
+
+  >>> sizes(32)
+  [4, 8, 16, 32]
+  """
+  if size < 4 or size & (size - 1):
+    raise ValueError(
+      f"images of {size} pixels are no power of two of at least 4: set --config.data.image_size"
+    )
+  return [4 * 2**i for i in range(size.bit_length() - 2)]
 
 
 def channels(size: int, *, base: int, most: int) -> int:
