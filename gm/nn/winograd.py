@@ -168,7 +168,7 @@ def _mix(matrix: Matrix, parts: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _weighted(row: Sequence[float], parts: Sequence[jax.Array]) -> jax.Array:
-  # without the operators of arrays, which take most of the time of tracing a step
+  # not by the operators of arrays, which would take most of the time of tracing a step
   total = None
   for c, part in zip(row, parts, strict=True):
     if c:
