@@ -9,7 +9,7 @@ import os
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -63,13 +63,28 @@ def _environment(name: str) -> int | None:
   return int(os.environ[name]) if name in os.environ else None
 
 
+def read_ahead(config: ConfigDict, workdir: str) -> object:
+  """Begins to load what an earlier start has compiled, before all else is imported."""
+  from gm import programs, sharding
+
+  try:
+    shelf = programs.Shelf(config, sharding.start(config))
+  except (ValueError, ArithmeticError):  # a config that cannot be: `loop.train` says what is wrong
+    return None
+  shelf.read_ahead(workdir)
+  return shelf
+
+
 def main(argv: list[str]) -> None:
   """Calls the part of gm that the mode names."""
   del argv
   logging.set_verbosity(logging.WARNING)  # jax tells which backends it did not find
+  config, workdir = _CONFIG.value, _WORKDIR.value and os.path.abspath(_WORKDIR.value)
+  shelf = None
+  if _MODE.value == "train" and not _DISTRIBUTED.value:
+    shelf = read_ahead(config, workdir)
   from gm import loop  # after the flags: a mistyped one should not wait for jax
 
-  config, workdir = _CONFIG.value, _WORKDIR.value and os.path.abspath(_WORKDIR.value)
   try:
     if _DISTRIBUTED.value:
       import jax
@@ -78,7 +93,7 @@ def main(argv: list[str]) -> None:
         num_processes=_environment("JAX_NUM_PROCESSES"), process_id=_environment("JAX_PROCESS_ID")
       )
     if _MODE.value == "train":
-      loop.train(config, workdir)
+      loop.train(config, workdir, shelf)
     elif _MODE.value == "eval":
       from gm import evaluation
 

@@ -88,14 +88,16 @@ def ours(config: Any) -> tuple:
   """Returns block(n), n steps as the loop makes them, and the parameter counts."""
   import jax
 
-  from gm import core, job, loop
+  from gm import core, job, loop, programs, sharding
 
-  prepared = job.prepare(config)
+  shelf = programs.Shelf(config, sharding.start(config))
+  shelf.read_ahead("")
+  prepared = job.prepare(config, shelf)
   source, data = loop.on_device(job.load(prepared, 0, "train"), prepared.mesh)
-  state = jax.block_until_ready(loop.initialise(prepared, 0, None, source))
-  totals, key = loop.zero_totals(prepared, 0), prepared.keys[0]["step"]
+  state = jax.block_until_ready(loop.initialise(prepared, 0, None, source, shelf))
   pace, rows = loop.make_feed(prepared, 0, source)
-  call = loop.make_call(prepared, 0, source)
+  call, totals = loop.make_call(prepared, 0, source, (data, rows(0, 1)), shelf)
+  key = prepared.keys[0]["step"]
   params = {name: core.count(p) for name, p in state.params.items()}
   step = 0
 

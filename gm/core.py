@@ -338,6 +338,20 @@ def ema(average: Any, new: Any, decay: float | jax.Array) -> Any:
   return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)
 
 
+def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Standard normal numbers that are made once, however many places read parts of them.
+
+  XLA makes what is cheap again at each place that reads it, and takes random numbers for cheap; the
+  steps of a loop it leaves alone. For noise maps this saves a quarter of a program.
+
+  >>> normal(jax.random.key(0), (3, 5)).shape
+  (3, 5)
+  """
+  n, *rest = shape
+  rows = jax.lax.map(lambda k: jax.random.normal(k, (-(-n // 2), *rest)), jax.random.split(key))
+  return rows.swapaxes(0, 1).reshape(-1, *rest)[:n]  # interleaved: the batch may be sharded
+
+
 def every(k: int, step: jax.Array, fn: Callable, state: Any) -> Any:
   """fn(state) where step is a multiple of k, else the state itself; both branches are compiled."""
   return jax.lax.cond(step % k == 0, fn, lambda s: s, state)

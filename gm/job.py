@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import os
 import pathlib
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gm import checkpoint, core, sharding, writers
+from gm import checkpoint, core, programs, sharding, writers
 
 # Keys that may change when a run is continued: they move no parameter on the way.
 FREE_KEYS = frozenset(
@@ -52,39 +51,48 @@ def user_input() -> Iterator[None]:
     raise UserError(" ".join(text.split())) from error
 
 
-def prepare(config: ConfigDict) -> Job:
+def prepare(config: ConfigDict, shelf: programs.Shelf | None = None) -> Job:
   """Builds all that needs no data: stages, facts, shapes, devices and keys.
+
+  Args:
+    config: from configs/.
+    shelf: where shapes that were found by tracing are kept; see gm/programs.py.
 
   Raises:
     UserError: where the config asks for something that does not exist or does not fit.
   """
-  use_compilation_cache()
-  sharding.keep_memory()
   with user_input():
     if config.compute_dtype not in ("float32", "bfloat16"):
       raise ValueError(
         f"--config.compute_dtype={config.compute_dtype!r} is not known: float32 or bfloat16"
       )
-    sharding.set_cpu_devices(config.cpu_devices, config.batch_size // max(1, config.accumulate))
+    mesh = sharding.start(config)
     data = _module("gm.data", config.data.source, "--config.data.source")
     method = _module("gm.methods", config.method, "--config.method")
     stages = method.stages(config, data.info(config.data))
-    mesh = sharding.make_mesh(config.num_devices)
     infos = [data.info(data_config(config, stage)) for stage in stages]
     sizes = [stage.data.get("batch_size", config.batch_size) for stage in stages]
     for size in sizes:
       sharding.check_batch(mesh, size, config.accumulate)
-  keys, templates, prev = [], [], None
-  for i, stage in enumerate(stages):
-    purposes = ("init", "step", "sample", "evaluate", "show")
-    split = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), i), len(purposes))
-    keys.append(dict(zip(purposes, split, strict=True)))
-    batch = core.batch_shapes(infos[i], sizes[i], sharding.batched(mesh))
-    prev = jax.eval_shape(stage.init, keys[i]["init"], batch, prev)
-    shards = sharding.of_state(mesh, prev)
-    templates.append(
-      jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), prev, shards)
+  purposes = ("init", "step", "sample", "evaluate", "show")
+  root = jax.random.key(config.seed)
+  split = [jax.random.split(jax.random.fold_in(root, i), len(purposes)) for i in range(len(stages))]
+  keys = [dict(zip(purposes, k, strict=True)) for k in split]
+  shapes = shelf.read("shapes") if shelf else None
+  if shapes is None:
+    shapes, prev = [], None
+    for i, stage in enumerate(stages):
+      batch = core.batch_shapes(infos[i], sizes[i], sharding.batched(mesh))
+      prev = jax.eval_shape(stage.init, keys[i]["init"], batch, prev)
+      shapes.append(prev)
+    if shelf:
+      shelf.write("shapes", shapes)
+  templates = [
+    jax.tree.map(
+      lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), s, sharding.of_state(mesh, s)
     )
+    for s in shapes
+  ]
   return Job(config, stages, infos, sizes, templates, keys, mesh)
 
 
@@ -156,21 +164,6 @@ def restore(job: Job, workdir: str, index: int) -> core.State | None:
     state = checkpoint.restore(manager, job.templates[index])
     manager.close()
   return state
-
-
-def use_compilation_cache() -> None:
-  """Keeps compiled programs on disk, apart for each kind of processor."""
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-  if jax.config.jax_compilation_cache_dir:
-    return
-  cpu = ""
-  with contextlib.suppress(OSError):
-    lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n")
-    cpu = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-  kind = hashlib.sha256(f"{cpu} {jax.__version__}".encode()).hexdigest()[:12]
-  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root) / "gm" / "xla" / kind))
 
 
 def _module(package: str, name: str, flag: str) -> Any:

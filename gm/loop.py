@@ -8,6 +8,7 @@ killed and resumed ends with the same parameters, bit for bit, as one that was n
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
 import tempfile
@@ -22,11 +23,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from gm import checkpoint, core, diagnostics, evaluation, report, sharding, writers
+from gm import checkpoint, core, diagnostics, evaluation, programs, report, sharding, writers
 from gm.job import Job, UserError, load, open_workdir, prepare, restore, user_input
 
 CALL_SECONDS = 0.3  # aim for one compiled call: long beside its start, short beside a signal
 MAX_STEPS_PER_CALL = 64
+DONATED = (0, 1)  # the call may use the memory of the old state and totals
 DEVICE_BYTES = 2**30  # a data set up to this size lives in device memory
 
 
@@ -38,19 +40,21 @@ class Stopped(Exception):
     self.signum = signum
 
 
-def train(config: ConfigDict, workdir: str) -> None:
+def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None) -> None:
   """Trains every stage that is not finished, then evaluates and writes the report.
 
   Args:
     config: from configs/.
     workdir: created, or continued where it holds a run of the same config.
+    shelf: of this config, for a quicker second start; only where all functions are those of the
+      files, as in `main.py` (see gm/programs.py).
 
   Raises:
     UserError: for input that the user can mend.
     Stopped: after SIGTERM or Ctrl-C, with everything saved.
     FloatingPointError: where a metric is not finite; the last checkpoint before it stays.
   """
-  job = prepare(config)
+  job = prepare(config, shelf)
   start, state = initial_state(job)
   source = load(job, start, "train")
   # one process of a job writes the logs and pictures; all of them write the checkpoints
@@ -63,7 +67,9 @@ def train(config: ConfigDict, workdir: str) -> None:
       for index in range(start, len(job.stages)):
         source = source if index == start else load(job, index, "train")
         evaluator = evaluation.Evaluator(job, index)
-        state = run_stage(job, index, state, source, evaluator, workdir, desk, log, interrupt)
+        state = run_stage(
+          job, index, state, source, evaluator, workdir, desk, log, interrupt, shelf
+        )
     metrics = evaluator.finish(desk, state)
     say("  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
     last = {"stage": job.stages[-1].name, "step": int(state.step), **metrics}
@@ -103,13 +109,14 @@ def run_stage(
   desk: str,
   log: writers.Log,
   interrupt: Interrupt,
+  shelf: programs.Shelf | None = None,
 ) -> core.State:
   """Trains one stage from its last checkpoint, or from its start, to its end."""
   stage, config = job.stages[index], job.config
   source, data = on_device(source, job.mesh)
   state = restore(job, workdir, index)
   resumed = state is not None
-  state = state if resumed else initialise(job, index, prev, source)
+  state = state if resumed else initialise(job, index, prev, source, shelf)
   step = int(state.step)
   if resumed and step >= stage.num_steps:
     return state
@@ -117,7 +124,10 @@ def run_stage(
   bar = Bar(stage, step, writers.read_metrics(desk), resumed)
   saver = Saver(checkpoint.stage_dir(workdir, index, stage.name), config, step if resumed else -1)
   pace, rows = make_feed(job, index, source)
-  call, totals = make_call(job, index, source), zero_totals(job, index)
+  if step < stage.num_steps:
+    with user_input():
+      example = data, rows(step, 1)
+    call, totals = make_call(job, index, source, example, shelf)
   clock = Clock(step, bar.seconds)
 
   while step < stage.num_steps:
@@ -174,20 +184,35 @@ class Totals(NamedTuple):
   bad: dict  # -1: never
 
 
-def initialise(job: Job, index: int, prev: core.State | None, source: core.Source) -> core.State:
-  """Returns the first state of a stage, made where it will live."""
+def initialise(
+  job: Job,
+  index: int,
+  prev: core.State | None,
+  source: core.Source,
+  shelf: programs.Shelf | None = None,
+) -> core.State:
+  """Returns the first state of a stage, made where it will live; `shelf` as in `make_call`."""
   rows = sharding.put(source.batch(0, job.sizes[index]), sharding.batched(job.mesh))
-  shards = jax.tree.map(lambda s: s.sharding, job.templates[index])
-  # jitted, or else an EMA that starts as the parameters would share buffers that are donated
-  # hardly optimised, because it runs once: random numbers are what takes longest to compile
-  quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-  first = jax.jit(job.stages[index].init)  # traced already, for the template
-  init = jax.jit(
-    lambda key, rows, prev: first(key, source.decode(rows), prev),
-    out_shardings=shards,
-    compiler_options=quick if jax.default_backend() == "cpu" else {},
-  )
-  return init(job.keys[index]["init"], rows, prev)
+  args = (job.keys[index]["init"], rows, jax.tree.leaves(prev))
+  program = shelf.find(programs.init_name(index), args) if shelf else None
+  run = program.run if program else None
+  if run is None:
+    first = jax.jit(job.stages[index].init)  # traced already, for the template
+    before = jax.tree.structure(prev)
+
+    def init(key, rows, leaves):
+      return jax.tree.leaves(first(key, source.decode(rows), jax.tree.unflatten(before, leaves)))
+
+    # jitted, or else an EMA that starts as the parameters would share buffers that are donated
+    init = functools.partial(jax.jit, init, out_shardings=shards_of(job, index))
+    # hardly optimised, because it runs once: random numbers are what takes longest to compile
+    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    options = quick if jax.default_backend() == "cpu" else {}
+    if shelf:
+      run = shelf.make(programs.init_name(index), init(), args, options=options).run
+    else:
+      run = init(compiler_options=options)
+  return jax.tree.unflatten(jax.tree.structure(job.templates[index]), run(*args))
 
 
 def zero_totals(job: Job, index: int, names: Iterable[str] = ()) -> Totals:
@@ -204,16 +229,69 @@ def zero_totals(job: Job, index: int, names: Iterable[str] = ()) -> Totals:
   return sharding.put(Totals(zeros, np.int32(0), never), sharding.replicated(job.mesh))
 
 
-def make_call(job: Job, index: int, source: core.Source) -> Callable:
-  """Returns the jitted (state, totals, data, rows, key, n) -> (state, totals, step): n steps.
+def make_call(
+  job: Job, index: int, source: core.Source, example: tuple, shelf: programs.Shelf | None = None
+) -> tuple[Callable, Totals]:
+  """Returns the compiled (state, totals, data, rows, key, n) -> (state, totals, step), n steps.
 
   n is a run-time value, so one program serves every n, and the result does not depend on how steps
   are grouped into calls. `data` is the set on the device and rows are indices; or it is empty and
   rows are examples.
+
+  Args:
+    job: the run.
+    index: of the stage.
+    source: as `on_device` left it.
+    example: (data, rows), whose shapes and types later ones share.
+    shelf: where to look for the traced program first, and to keep it.
+
+  Returns:
+    The call, and the totals of no steps.
   """
-  step, split = jax.jit(job.stages[index].step), sharding.batched(job.mesh)
+  template, key = job.templates[index], job.keys[index]["step"]
+  rest = (*example, key, 1)
+  program = shelf.find(programs.steps_name(index), rest) if shelf else None
+  totals = zero_totals(job, index, program.args[1][0] if program else ())
+  run = program.run if program else None
+  if run is None:
+    every = sharding.replicated(job.mesh)
+    shards = (shards_of(job, index), every, every)
+    steps = functools.partial(jax.jit, make_steps(job, index, source), out_shardings=shards)
+    if shelf:
+      args = (jax.tree.leaves(template), tuple(totals), *rest)
+      name, options = programs.steps_name(index), step_options()
+      run = shelf.make(name, steps(), args, donate=DONATED, options=options).run
+    else:
+      run = steps(donate_argnums=DONATED, compiler_options=step_options())
 
   def call(state, totals, data, rows, key, n):
+    leaves, totals, step = run(jax.tree.leaves(state), tuple(totals), data, rows, key, n)
+    return jax.tree.unflatten(jax.tree.structure(template), leaves), Totals(*totals), step
+
+  return call, totals
+
+
+def step_options() -> dict[str, Any]:
+  """What steps are compiled with.
+
+  XLA's library of small matrix products on the CPU is left out: steps take the same time without it
+  and load in 0.6 of the time, because each of its calls is looked up in the whole program.
+  """
+  on_cpu = jax.default_backend() == "cpu"
+  return {"xla_cpu_experimental_ynn_fusion_type": ""} if on_cpu else {}
+
+
+def shards_of(job: Job, index: int) -> list[jax.sharding.Sharding]:
+  """Where the leaves of a stage's state live."""
+  return [leaf.sharding for leaf in jax.tree.leaves(job.templates[index])]
+
+
+def make_steps(job: Job, index: int, source: core.Source) -> Callable:
+  """Returns what `make_call` compiles; state and totals are plain lists, tuples and dicts in it."""
+  step, split = jax.jit(job.stages[index].step), sharding.batched(job.mesh)
+  structure = jax.tree.structure(job.templates[index])
+
+  def steps(leaves, totals, data, rows, key, n):
     def body(i, carry):
       state, totals = carry
       row = jax.tree.map(lambda r: r[i], rows)
@@ -227,13 +305,13 @@ def make_call(job: Job, index: int, source: core.Source) -> Callable:
       bad = {k: first_bad(k, v) for k, v in metrics.items()}
       return state, Totals(sums, totals.count + 1, bad)
 
+    carry = jax.tree.unflatten(structure, leaves), Totals(*totals)
     with sharding.over(job.mesh):
-      state, totals = jax.lax.fori_loop(0, n, body, (state, totals))
-    return state, totals, state.step + 0  # a copy: the state is donated to the next call
+      state, totals = jax.lax.fori_loop(0, n, body, carry)
+    # the step is copied: the state is donated to the next call
+    return jax.tree.leaves(state), tuple(totals), state.step + 0
 
-  state = jax.tree.map(lambda s: s.sharding, job.templates[index])
-  every = sharding.replicated(job.mesh)
-  return jax.jit(call, donate_argnums=(0, 1), out_shardings=(state, every, every))
+  return steps
 
 
 def check_finite(totals: Totals, stage: str, saved: int) -> None:
@@ -304,7 +382,8 @@ def make_feed(job: Job, index: int, source: core.Source) -> tuple[Pace, Callable
     for i in range(start, start + 16):
       if i not in ahead:
         ahead[i] = pool.submit(source.batch, i, size)
-    return sharding.put({k: v[None] for k, v in ahead.pop(start).result().items()}, where)
+    ahead.pop(start - 1, None)
+    return sharding.put({k: v[None] for k, v in ahead[start].result().items()}, where)
 
   return Pace(1, 1), example_rows
 

@@ -8,12 +8,42 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
+import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+
+def start(config: ConfigDict) -> Mesh:
+  """Starts jax as a config asks, and returns the mesh to work on.
+
+  Raises:
+    ValueError: where there are not so many devices.
+  """
+  use_compilation_cache()
+  keep_memory()
+  set_cpu_devices(config.cpu_devices, config.batch_size // max(1, config.accumulate))
+  return make_mesh(config.num_devices)
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs on disk, apart for each kind of processor."""
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  if jax.config.jax_compilation_cache_dir:
+    return
+  cpu = ""
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n")
+    cpu = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+  kind = hashlib.sha256(f"{cpu} {jax.__version__}".encode()).hexdigest()[:12]
+  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root) / "gm" / "xla" / kind))
 
 
 def set_cpu_devices(per_process: int, batch_size: int) -> None:

@@ -86,7 +86,7 @@ def path_lengths(generate: Callable, ws: jax.Array, key: jax.Array) -> jax.Array
 
   def along(ws):
     image = generate(ws)
-    y = jax.random.normal(key, image.shape) / (image.shape[1] * image.shape[2]) ** 0.5
+    y = core.normal(key, image.shape) / (image.shape[1] * image.shape[2]) ** 0.5
     return jnp.sum(image * y)
 
   squares = jnp.sum(jax.grad(along)(ws) ** 2, 2)
@@ -142,7 +142,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   D = jax.jit(lambda p, x, sets=1: d.apply({"params": p}, x, sets), static_argnums=2)  # -> [B]
 
   def draw(key, n):  # z, a second z for mixing, and G's noise, in one call
-    numbers = jax.random.normal(key, (n, 2 * m.z_dim + num_noise))
+    numbers = core.normal(key, (n, 2 * m.z_dim + num_noise))
     parts = jnp.split(numbers, (m.z_dim, 2 * m.z_dim), 1)
     return dict(zip(("z", "second", "maps"), parts, strict=True))
 

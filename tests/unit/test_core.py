@@ -117,3 +117,13 @@ def test_batch_shapes():
   shapes = core.batch_shapes(core.Info({"image": (4, 5, 3), "label": ()}), 7)
   assert shapes["image"].shape == (7, 4, 5, 3) and shapes["image"].dtype == jnp.float32
   assert shapes["label"].shape == (7,) and shapes["label"].dtype == jnp.int32
+
+
+def test_normal_numbers_are_normal_independent_and_of_any_shape():
+  assert core.normal(jax.random.key(0), (3,)).shape == (3,)
+  x = np.asarray(core.normal(jax.random.key(1), (41, 500)))
+  assert x.shape == (41, 500) and len(np.unique(x)) > 0.99 * x.size
+  assert abs(x.mean()) < 0.03 and abs(x.std() - 1) < 0.02
+  assert abs(np.corrcoef(x) - np.eye(41)).max() < 0.25  # rows drawn in different parts too
+  other = np.asarray(core.normal(jax.random.key(2), (41, 500)))
+  assert abs(np.corrcoef(x.ravel(), other.ravel())[0, 1]) < 0.03

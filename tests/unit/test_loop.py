@@ -95,15 +95,21 @@ def test_saved_arrays_are_those_of_the_moment(tmp_path):
   manager.close()
 
 
+def begin(made, source, data):
+  """Returns the compiled call, its totals, the first state and the feed."""
+  state = loop.initialise(made, 0, None, source)
+  _, rows = loop.make_feed(made, 0, source)
+  call, totals = loop.make_call(made, 0, source, (data, rows(0, 1)))
+  return call, totals, state, rows
+
+
 def test_a_set_in_device_memory_and_one_that_is_read_give_the_same_bits():
   made = job.prepare(config_of())
   source = job.load(made, 0, "train")
   results = []
   for arrays in (source.arrays, None):
     fed, data = loop.on_device(source._replace(arrays=arrays), made.mesh)
-    state = loop.initialise(made, 0, None, source)
-    call, totals = loop.make_call(made, 0, fed), loop.zero_totals(made, 0)
-    _, rows = loop.make_feed(made, 0, fed)
+    call, totals, state, rows = begin(made, fed, data)
     for i in range(3):
       state, totals, _ = call(state, totals, data, rows(i, 1), made.keys[0]["step"], 1)
     results.append(state)
@@ -114,14 +120,18 @@ def test_the_call_is_compiled_once():
   """Also where totals start anew after a log."""
   made = job.prepare(config_of(num_devices=2))
   source, data = loop.on_device(job.load(made, 0, "train"), made.mesh)
-  state = loop.initialise(made, 0, None, source)
-  call, totals = loop.make_call(made, 0, source), loop.zero_totals(made, 0)
-  _, rows = loop.make_feed(made, 0, source)
+  call, totals, state, rows = begin(made, source, data)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None
+  )
   for i in range(4):
+    before = len(compiled)
     state, totals, _ = call(state, totals, data, rows(i, 1), made.keys[0]["step"], 1)
+    assert (len(compiled) > before) == (i == 0)
     if i == 1:
       totals = loop.zero_totals(made, 0, totals.sums)
-  assert int(totals.count) == 2 and call._cache_size() == 1
+  assert int(totals.count) == 2
 
 
 def test_a_damaged_file_on_the_way_saves_first(tmp_path, monkeypatch):
@@ -183,10 +193,8 @@ def test_first_bad_step_is_found_inside_a_call():
   stage = core.Stage("train", 7, made.stages[0].init, step, made.stages[0].sample)
   made = made._replace(stages=[stage])
   source, data = loop.on_device(job.load(made, 0, "train"), made.mesh)
-  state = loop.initialise(made, 0, None, source)
-  _, rows = loop.make_feed(made, 0, source)
-  call = loop.make_call(made, 0, source)
-  _, totals, _ = call(state, loop.zero_totals(made, 0), data, rows(0, 7), made.keys[0]["step"], 7)
+  call, totals, state, rows = begin(made, source, data)
+  _, totals, _ = call(state, totals, data, rows(0, 7), made.keys[0]["step"], 7)
   assert int(totals.count) == 7
   with pytest.raises(FloatingPointError, match=r"loss is not finite at step 4 of stage train"):
     loop.check_finite(totals, "train", -1)
