@@ -239,7 +239,7 @@ def ours(layer: Layer, task: str) -> Callable:
   import jax
   import jax.numpy as jnp
 
-  from gm import sharding
+  from gm import loop, sharding
 
   def first(leaves, target):
     y = KINDS[layer.kind].ours(*leaves, **layer.options)
@@ -253,7 +253,8 @@ def ours(layer: Layer, task: str) -> Callable:
     value, grads = jax.value_and_grad(first if task == "first" else second)(leaves, target)
     return jax.tree.map(lambda a, g: a - RATE * g, leaves, grads), target, value
 
-  run = jax.jit(lambda n, *carry: jax.lax.fori_loop(0, n, step, carry))
+  many = lambda n, *carry: jax.lax.fori_loop(0, n, step, carry)
+  run = jax.jit(many, compiler_options=loop.step_options())
   x, params = start(layer)
   mesh = sharding.make_mesh(0 if KINDS[layer.kind].split else 1)
   rows, whole = sharding.batched(mesh), sharding.replicated(mesh)

@@ -3,10 +3,11 @@
 Variants: small (default; 28 px digits), plain (its control: G does not hear of the code), ring
 (points, one category for each of 4 modes), ring_plain, paper (MNIST), test.
 
-Measured, small, 10,000 samples. Seed 0: each category is one digit for 83.5 % of its samples, of 9
-classes, the classifier's Frechet distance is 11.8 (2.1 between halves of the data). Seed 1 fails: D
-is ahead of G from the first steps on, and samples stay a grid of dots (Frechet 1,275); with the
-paper's lr=2e-4, g_lr=5 the same seed draws digits after 2,000 steps. Others were not run.
+Measured, small, 10,000 samples, seeds 0 and 1: each category is one digit for 82.6 and 81.6 % of
+its samples, of 8 and 9 classes; the classifier's Frechet distance is 144 and 131 (2.1 between
+halves of the data). 1,000 steps more bring it to 103, and purity to 75 and 59 %: categories then
+share pairs such as 4 and 9. Without model.augment seed 0 reached 83.5 % and Frechet 11.8 after
+3,000 steps, and seed 1 failed, D ahead of G from the first steps on.
 """
 
 from configs import common
@@ -19,7 +20,7 @@ def get_config(variant="small"):
     raise common.unknown(variant, VARIANTS)
   c = common.base("infogan")
   c.lr = 5e-4  # of the trunk, D and Q
-  c.num_steps, c.batch_size = 3_000, 64
+  c.num_steps, c.batch_size = 2_000, 64
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
   c.metrics = ("digits.scores", "codes.purity", "codes.clusters")
   m = c.model
@@ -47,6 +48,8 @@ def get_config(variant="small"):
     c.lr, c.batch_size, c.num_steps = 2e-4, 128, 5_000
     m.g_lr, m.noise_dim, m.ema, m.bn_mode, m.number_weight = 5.0, 62, 0.0, "batch", 1.0
     m.g_hidden, m.g_base, m.d_hidden, m.d_base, m.q_hidden = 1024, 64, 1024, 64, 128
+  if variant in ("small", "plain"):
+    m.augment = "translation"  # departs from the paper: else D wins from the start in some seeds
   if variant.endswith("plain"):
     m.plain = True
   if variant == "test":
