@@ -69,7 +69,7 @@ def read_ahead(config: ConfigDict, workdir: str) -> object:
 
   try:
     shelf = programs.Shelf(config, sharding.start(config))
-  except (ValueError, ArithmeticError):  # a config that cannot be: `loop.train` says what is wrong
+  except (ValueError, RuntimeError):  # a config that cannot be: `loop.train` says what is wrong
     return None
   shelf.read_ahead(workdir)
   return shelf

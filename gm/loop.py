@@ -195,8 +195,7 @@ def initialise(
   rows = sharding.put(source.batch(0, job.sizes[index]), sharding.batched(job.mesh))
   args = (job.keys[index]["init"], rows, jax.tree.leaves(prev))
   program = shelf.find(programs.init_name(index), args) if shelf else None
-  run = program.run if program else None
-  if run is None:
+  if program is None:
     first = jax.jit(job.stages[index].init)  # traced already, for the template
     before = jax.tree.structure(prev)
 
@@ -209,9 +208,8 @@ def initialise(
     quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     options = quick if jax.default_backend() == "cpu" else {}
     if shelf:
-      run = shelf.make(programs.init_name(index), init(), args, options=options).run
-    else:
-      run = init(compiler_options=options)
+      program = shelf.make(programs.init_name(index), init(), args, options=options)
+  run = program.run if program else init(compiler_options=options)
   return jax.tree.unflatten(jax.tree.structure(job.templates[index]), run(*args))
 
 
@@ -252,17 +250,18 @@ def make_call(
   rest = (*example, key, 1)
   program = shelf.find(programs.steps_name(index), rest) if shelf else None
   totals = zero_totals(job, index, program.args[1][0] if program else ())
-  run = program.run if program else None
-  if run is None:
+  if program is None:
     every = sharding.replicated(job.mesh)
     shards = (shards_of(job, index), every, every)
     steps = functools.partial(jax.jit, make_steps(job, index, source), out_shardings=shards)
     if shelf:
       args = (jax.tree.leaves(template), tuple(totals), *rest)
       name, options = programs.steps_name(index), step_options()
-      run = shelf.make(name, steps(), args, donate=DONATED, options=options).run
-    else:
-      run = steps(donate_argnums=DONATED, compiler_options=step_options())
+      program = shelf.make(name, steps(), args, donate=DONATED, options=options)
+  if program is None:
+    run = steps(donate_argnums=DONATED, compiler_options=step_options())
+  else:
+    run = program.run
 
   def call(state, totals, data, rows, key, n):
     leaves, totals, step = run(jax.tree.leaves(state), tuple(totals), data, rows, key, n)

@@ -64,8 +64,8 @@ class Shelf:
     *,
     donate: tuple[int, ...] = (),
     options: Mapping[str, Any] | None = None,
-  ) -> Program:
-    """Traces, keeps and compiles a program.
+  ) -> Program | None:
+    """Traces, keeps and compiles a program; None where it is of a kind that cannot be kept.
 
     Args:
       name: under which it is kept.
@@ -74,14 +74,19 @@ class Shelf:
       donate: arguments whose memory it may use.
       options: of the compiler.
     """
-    exported = export.export(function)(*args)
+    try:
+      exported = export.export(function)(*args)
+      program = bytes(exported.serialize())
+    except Exception as error:  # such as a call of the host, or of a library that promises nothing
+      logging.info("%s cannot be kept: %s", name, error)
+      return None
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(args)]
     how = {
       "specs": [s.spec if isinstance(s, NamedSharding) else None for s in shardings],
       "donate": donate,
       "options": dict(options or {}),
     }
-    self.write(name, {"program": bytes(exported.serialize()), **how})
+    self.write(name, {"program": program, **how})
     return self._compile(exported, **how)
 
   def read(self, name: str) -> Any:

@@ -118,6 +118,25 @@ def test_a_full_disk_costs_the_run_nothing(run, monkeypatch, caplog):
   assert int(state.step) == 2 and "No space left" in caplog.text
 
 
+def test_what_cannot_be_kept_runs_all_the_same(run, folder, monkeypatch):
+  """A step that calls the host."""
+  true, seen = gan.stages, []
+
+  def stages(*args):
+    (stage,) = true(*args)
+
+    def step(state, batch, key):
+      jax.debug.callback(lambda n: seen.append(int(n)), state.step)
+      return stage.step(state, batch, key)
+
+    return [stage._replace(step=step)]
+
+  monkeypatch.setattr(gan, "stages", stages)
+  state, _ = run()
+  assert int(state.step) == 2 and sorted(seen) == [0, 1]
+  assert not list(folder.glob("*-steps")) and list(folder.glob("*-init"))
+
+
 def test_a_program_of_other_data_is_not_taken():
   mesh = sharding.make_mesh(1)
   shelf = programs.Shelf(config_of(), mesh)
