@@ -13,7 +13,7 @@ from conftest import ROOT
 from jax.experimental.key_reuse._core import check_key_reuse
 from jax.interpreters import partial_eval as pe
 
-from gm import augment, checkpoint, core, evaluation, inspection, job, loop, report
+from gm import augment, checkpoint, core, evaluation, inspection, job, loop, report, sharding
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
 
@@ -230,13 +230,12 @@ def test_two_devices_do_what_one_does(name):
     if not stage.num_steps:
       continue
     source = job.load(two, i, "train")
-    call = loop.make_call(two, i, source)
     placed = lambda tree: jax.tree.map(
       lambda x, s: jax.device_put(np.array(x), s.sharding), tree, two.templates[i]
     )
     data_source, data = loop.on_device(source, two.mesh)
     _, rows = loop.make_feed(two, i, data_source)
-    totals = loop.zero_totals(two, i)
+    call, totals = loop.make_call(two, i, source, (data, rows(0, 1)))
     state, totals, _ = call(
       placed(done.states[i][0]), totals, data, rows(0, 1), two.keys[i]["step"], 1
     )
@@ -265,8 +264,12 @@ def test_two_devices_share_the_work(name):
         continue
       source, data = loop.on_device(job.load(made, i, "train"), made.mesh)
       _, rows = loop.make_feed(made, i, source)
-      args = made.templates[i], loop.zero_totals(made, i), data, rows(0, 1), made.keys[i]["step"], 1
-      lowered = loop.make_call(made, i, source).lower(*args)
+      leaves, totals = jax.tree.leaves(made.templates[i]), tuple(loop.zero_totals(made, i))
+      every = sharding.replicated(made.mesh)
+      steps = jax.jit(
+        loop.make_steps(made, i, source), out_shardings=(loop.shards_of(made, i), every, every)
+      )
+      lowered = steps.lower(leaves, totals, data, rows(0, 1), made.keys[i]["step"], 1)
       quick = {"xla_backend_optimization_level": 0}
       found.append(lowered.compile(compiler_options=quick).cost_analysis()["flops"])
     return np.array(found)

@@ -248,7 +248,7 @@ def test_linear_variant_reaches_the_exact_optimum(monkeypatch, num_latents, opti
   np.testing.assert_allclose(exact, optimum, atol=1e-4)
   state = loop.initialise(made, 0, None, source)
   _, rows = loop.make_feed(made, 0, source)
-  call, totals = loop.make_call(made, 0, source), loop.zero_totals(made, 0)
+  call, totals = loop.make_call(made, 0, source, (data, rows(0, 1)))
   for i in range(0, 6_000, 50):
     state, totals, _ = call(state, totals, data, rows(i, 50), made.keys[0]["step"], 50)
   whole = source.decode({k: a[:1_797] for k, a in source.arrays.items()})
