@@ -107,7 +107,7 @@ class Shelf:
       new = path.with_suffix(f".{os.getpid()}")
       new.write_bytes(pickle.dumps(value))
       new.rename(path)
-    except OSError as error:
+    except (OSError, pickle.PicklingError, TypeError, AttributeError) as error:
       logging.warning("%s was not kept for the next start: %s", name, error)
 
   def _load(self, name: str) -> Program | None:
