@@ -11,6 +11,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+# numpy's and scipy's threads for linear algebra wait asleep: awake they take a tenth of the start
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
   "config",

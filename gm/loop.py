@@ -8,7 +8,6 @@ killed and resumed ends with the same parameters, bit for bit, as one that was n
 from __future__ import annotations
 
 import contextlib
-import functools
 import signal
 import sys
 import tempfile
@@ -202,15 +201,14 @@ def initialise(
     def init(key, rows, leaves):
       return jax.tree.leaves(first(key, source.decode(rows), jax.tree.unflatten(before, leaves)))
 
-    # jitted, or else an EMA that starts as the parameters would share buffers that are donated
-    init = functools.partial(jax.jit, init, out_shardings=shards_of(job, index))
+    # jitted, or else an EMA that starts as the parameters would share buffers that are donated;
     # hardly optimised, because it runs once: random numbers are what takes longest to compile
     quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     options = quick if jax.default_backend() == "cpu" else {}
-    if shelf:
-      program = shelf.make(programs.init_name(index), init(), args, options=options)
-  run = program.run if program else init(compiler_options=options)
-  return jax.tree.unflatten(jax.tree.structure(job.templates[index]), run(*args))
+    how = {"out_shardings": shards_of(job, index), "compiler_options": options}
+    made = shelf and shelf.make(programs.init_name(index), init, args, **how)
+    program = made or jax.jit(init, **how)
+  return jax.tree.unflatten(jax.tree.structure(job.templates[index]), program(*args))
 
 
 def zero_totals(job: Job, index: int, names: Iterable[str] = ()) -> Totals:
@@ -241,7 +239,7 @@ def make_call(
     index: of the stage.
     source: as `on_device` left it.
     example: (data, rows), whose shapes and types later ones share.
-    shelf: where to look for the traced program first, and to keep it.
+    shelf: where to look for the compiled program first, and to keep it.
 
   Returns:
     The call, and the totals of no steps.
@@ -249,22 +247,17 @@ def make_call(
   template, key = job.templates[index], job.keys[index]["step"]
   rest = (*example, key, 1)
   program = shelf.find(programs.steps_name(index), rest) if shelf else None
-  totals = zero_totals(job, index, program.args[1][0] if program else ())
+  totals = zero_totals(job, index, program.args_info[0][1][0] if program else ())
   if program is None:
     every = sharding.replicated(job.mesh)
-    shards = (shards_of(job, index), every, every)
-    steps = functools.partial(jax.jit, make_steps(job, index, source), out_shardings=shards)
-    if shelf:
-      args = (jax.tree.leaves(template), tuple(totals), *rest)
-      name, options = programs.steps_name(index), step_options()
-      program = shelf.make(name, steps(), args, donate=DONATED, options=options)
-  if program is None:
-    run = steps(donate_argnums=DONATED, compiler_options=step_options())
-  else:
-    run = program.run
+    steps, shards = make_steps(job, index, source), (shards_of(job, index), every, every)
+    how = {"donate_argnums": DONATED, "out_shardings": shards, "compiler_options": step_options()}
+    args = (jax.tree.leaves(template), tuple(totals), *rest)
+    made = shelf and shelf.make(programs.steps_name(index), steps, args, **how)
+    program = made or jax.jit(steps, **how)
 
   def call(state, totals, data, rows, key, n):
-    leaves, totals, step = run(jax.tree.leaves(state), tuple(totals), data, rows, key, n)
+    leaves, totals, step = program(jax.tree.leaves(state), tuple(totals), data, rows, key, n)
     return jax.tree.unflatten(jax.tree.structure(template), leaves), Totals(*totals), step
 
   return call, totals

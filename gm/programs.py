@@ -1,37 +1,35 @@
-"""Traced programs kept on disk: a second start of a run neither traces nor lowers anything again.
+"""Compiled programs kept on disk: a second start of a run traces, lowers and compiles nothing.
 
-What the compiler makes of a program is in jax's own cache; but to look there jax must have the
-program, and tracing it takes about as long as loading it. A program is found by a digest of all
-that it is made from: this package's files, the config, versions and devices. So this is right only
-where all functions are those of the files, which a notebook or a test may have changed: `main.py`
-asks for it, nobody else does.
+jax keeps what its compiler made in a cache of its own; but to look there it must have the program,
+and tracing and lowering that takes longer than loading the result. Here a program is found by a
+digest of all that it is made from: this package's files, the config, versions and devices. So this
+is right only where all functions are those of the files, which a notebook or a test may have
+changed: `main.py` asks for it, nobody else does. What was compiled is kept by the program's text,
+so that runs which differ in their seed alone share it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import pathlib
 import pickle
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax import export
-from jax.sharding import NamedSharding
+from jax import lax
+from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-
-
-class Program(NamedTuple):
-  """A compiled function and what it takes."""
-
-  run: Callable
-  args: tuple  # jax.ShapeDtypeStruct
+LIMIT = 2**30  # bytes; those that were not used for longest go first
 
 
 class Shelf:
@@ -46,96 +44,107 @@ class Shelf:
     folders = (pathlib.Path(workdir) / "checkpoints").glob("[0-9][0-9]-*")
     index = max((int(f.name[:2]) for f in folders), default=0)
     for name in (steps_name(index), init_name(index)):
-      self.ahead[name] = self.pool.submit(self._load, name)
+      self.ahead[name] = self.pool.submit(self._find, name)
 
-  def find(self, name: str, like: tuple) -> Program | None:
+  def find(self, name: str, like: tuple) -> jax.stages.Compiled | None:
     """Returns a program if it is kept and these can be its last arguments, else None."""
     ahead = self.ahead.pop(name, None)
-    program = ahead.result() if ahead else self._load(name)
-    if program is None or _kinds(program.args[-len(like) :]) != _kinds(like):
+    program = ahead.result() if ahead else self._find(name)
+    if program is None:
       return None
-    return program
+    kinds = jax.tree.map(lambda a: (a.shape, a.dtype), program.args_info[0][-len(like) :])
+    return program if kinds == _kinds(like) else None
 
-  def make(
-    self,
-    name: str,
-    function: Callable,
-    args: tuple,
-    *,
-    donate: tuple[int, ...] = (),
-    options: Mapping[str, Any] | None = None,
-  ) -> Program | None:
-    """Traces, keeps and compiles a program; None where it is of a kind that cannot be kept.
+  def make(self, name: str, function: Callable, args: tuple, **how: Any) -> jax.stages.Compiled:
+    """Traces, compiles and keeps a program.
 
     Args:
       name: under which it is kept.
-      function: jitted, of trees of tuples, lists and dicts of arrays.
+      function: of trees of tuples, lists and dicts of arrays.
       args: arrays, or shapes with shardings.
-      donate: arguments whose memory it may use.
-      options: of the compiler.
+      **how: as of `jax.jit`.
     """
-    try:
-      exported = export.export(function)(*args)
-      program = bytes(exported.serialize())
-    except Exception as error:  # such as a call of the host, or of a library that promises nothing
-      logging.info("%s cannot be kept: %s", name, error)
-      return None
-    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(args)]
-    how = {
-      "specs": [s.spec if isinstance(s, NamedSharding) else None for s in shardings],
-      "donate": donate,
-      "options": dict(options or {}),
-    }
-    self.write(name, {"program": program, **how})
-    return self._compile(exported, **how)
+    lowered = jax.jit(function, **how).lower(*args)
+    text = lowered.as_text()
+    content = hashlib.sha256(f"{facts(self.mesh)} {how} {text}".encode()).hexdigest()[:32]
+    program = self._load(content)
+    if program is None:
+      with _no_cache():
+        program = lowered.compile()
+      if "callback" in text:  # the address of a function of this process
+        return program
+      try:
+        _write(content, (serialize_executable.serialize(program), "lapack" in text))
+      except Exception as error:  # whatever a backend does not serialise
+        logging.info("%s cannot be kept: %s", name, error)
+        return program
+    self.write(name, content)
+    return program
 
   def read(self, name: str) -> Any:
-    """Returns a value that `write` kept, or None; a damaged one is as good as none."""
-    try:
-      return pickle.loads((folder() / f"{self.digest}-{name}").read_bytes())
-    except FileNotFoundError:
-      return None
-    except Exception as error:  # whatever pickle meets
-      logging.warning("%s is damaged, and made again: %s", name, error)
-      return None
+    """Returns a value that `write` kept for this config, or None."""
+    return _read(f"{self.digest}-{name}")
 
   def write(self, name: str, value: Any) -> None:
-    """Keeps a value; where that fails the next start is slower, and this run loses nothing."""
-    path = folder() / f"{self.digest}-{name}"
-    try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      new = path.with_suffix(f".{os.getpid()}")
-      new.write_bytes(pickle.dumps(value))
-      new.rename(path)
-    except (OSError, pickle.PicklingError, TypeError, AttributeError) as error:
-      logging.warning("%s was not kept for the next start: %s", name, error)
+    """Keeps a value for this config; a full disk costs the next start time, this run nothing."""
+    _write(f"{self.digest}-{name}", value)
 
-  def _load(self, name: str) -> Program | None:
-    kept = self.read(name)
+  def _find(self, name: str) -> jax.stages.Compiled | None:
+    content = self.read(name)
+    return content and self._load(content)
+
+  def _load(self, content: str) -> jax.stages.Compiled | None:
+    kept = _read(content)
     if kept is None:
       return None
     try:
-      return self._compile(export.deserialize(bytearray(kept.pop("program"))), **kept)
+      program, has_linear_algebra = kept
+      if has_linear_algebra:  # jax looks up LAPACK's functions when it first lowers a call of one
+        jax.jit(lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), "float32"))
+      devices = list(self.mesh.devices.flat)
+      return serialize_executable.deserialize_and_load(*program, execution_devices=devices)
     except Exception as error:  # whatever the compiler meets
-      logging.warning("%s is damaged, and made again: %s", name, error)
+      logging.warning("a program is damaged, and made again: %s", error)
       return None
 
-  def _compile(
-    self, exported: export.Exported, specs: list, donate: tuple[int, ...], options: dict
-  ) -> Program:
-    shardings = [None if s is None else NamedSharding(self.mesh, s) for s in specs]
-    leaves = [
-      jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
-      for a, s in zip(exported.in_avals, shardings, strict=True)
-    ]
-    args, _ = jax.tree.unflatten(exported.in_tree, leaves)
-    call = jax.jit(
-      exported.call,
-      donate_argnums=donate,
-      out_shardings=jax.tree.unflatten(exported.out_tree, exported.out_shardings_jax(self.mesh)),
-      compiler_options=options,
-    )
-    return Program(call.lower(*args).compile(), args)
+
+def _read(name: str) -> Any:
+  """Returns a value or None; a damaged one is as good as none."""
+  path = folder() / name
+  try:
+    value = pickle.loads(zlib.decompress(path.read_bytes()))
+    path.touch()
+    return value
+  except FileNotFoundError:
+    return None
+  except Exception as error:  # whatever pickle meets
+    logging.warning("%s is damaged, and made again: %s", path, error)
+    return None
+
+
+def _write(name: str, value: Any) -> None:
+  path = folder() / name
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(f".{os.getpid()}")
+    new.write_bytes(zlib.compress(pickle.dumps(value), 1))
+    new.rename(path)
+    prune(path.parent)
+  except (OSError, pickle.PicklingError, TypeError, AttributeError) as error:
+    logging.warning("%s was not kept for the next start: %s", name, error)
+
+
+@contextlib.contextmanager
+def _no_cache() -> Iterator[None]:
+  """Compiles anew: what XLA itself has loaded, it serialises without its functions."""
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 def init_name(index: int) -> str:
@@ -153,19 +162,33 @@ def folder() -> pathlib.Path:
   return pathlib.Path(jax.config.jax_compilation_cache_dir) / "programs"
 
 
+def prune(path: pathlib.Path, limit: int = LIMIT) -> None:
+  """Deletes what was not used for longest, until no more than `limit` bytes are left."""
+  found = sorted(((f.stat(), f) for f in path.iterdir()), key=lambda x: -x[0].st_mtime)
+  total = 0
+  for stat, file in found:
+    total += stat.st_size
+    if total > limit:
+      file.unlink(missing_ok=True)
+
+
 def digest(
   config: ConfigDict, mesh: jax.sharding.Mesh, root: pathlib.Path = pathlib.Path(__file__).parent
 ) -> str:
-  """Names all that a program is made from: files under `root`, config, flags, versions, devices."""
+  """Names all that a program is made from: files under `root`, config, versions and so on."""
   found = hashlib.sha256()
   for path in sorted(root.rglob("*.py")):
     found.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+  found.update(f"{facts(mesh)} {config.to_json()}".encode())
+  return found.hexdigest()[:32]
+
+
+def facts(mesh: jax.sharding.Mesh) -> str:
+  """Versions, flags and devices."""
   flags = sorted((k, v) for k, v in os.environ.items() if k.startswith(("JAX_", "XLA_")))
   versions = [metadata.version(p) for p in PACKAGES]
-  devices = [d.device_kind for d in mesh.devices.flat]
-  facts = (config.to_json(), flags, versions, jax.default_backend(), devices)
-  found.update(repr(facts).encode())
-  return found.hexdigest()[:32]
+  devices = [(d.device_kind, d.id) for d in mesh.devices.flat]
+  return f"{flags} {versions} {jax.default_backend()} {jax.device_count()} {devices}"
 
 
 def _kinds(args: tuple) -> tuple:
