@@ -113,13 +113,14 @@ def _read(name: str) -> Any:
   path = folder() / name
   try:
     value = pickle.loads(zlib.decompress(path.read_bytes()))
-    path.touch()
-    return value
   except FileNotFoundError:
     return None
   except Exception as error:  # whatever pickle meets
     logging.warning("%s is damaged, and made again: %s", path, error)
     return None
+  with contextlib.suppress(OSError):  # such as a folder that may only be read
+    path.touch()
+  return value
 
 
 def _write(name: str, value: Any) -> None:
@@ -164,9 +165,12 @@ def folder() -> pathlib.Path:
 
 def prune(path: pathlib.Path, limit: int = LIMIT) -> None:
   """Deletes what was not used for longest, until no more than `limit` bytes are left."""
-  found = sorted(((f.stat(), f) for f in path.iterdir()), key=lambda x: -x[0].st_mtime)
+  found = []
+  for file in path.iterdir():
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+      found.append((file.stat(), file))
   total = 0
-  for stat, file in found:
+  for stat, file in sorted(found, key=lambda x: -x[0].st_mtime):
     total += stat.st_size
     if total > limit:
       file.unlink(missing_ok=True)
