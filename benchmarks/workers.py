@@ -96,13 +96,15 @@ def ours(config: Any) -> tuple:
   source, data = loop.on_device(job.load(prepared, 0, "train"), prepared.mesh)
   state = jax.block_until_ready(loop.initialise(prepared, 0, None, source, shelf))
   pace, rows = loop.make_feed(prepared, 0, source)
-  call, totals = loop.make_call(prepared, 0, source, (data, rows(0, 1)), shelf)
+  call = totals = None  # traced and compiled, or waited for, in the first step
   key = prepared.keys[0]["step"]
   params = {name: core.count(p) for name, p in state.params.items()}
   step = 0
 
   def block(n):
-    nonlocal state, totals, step
+    nonlocal call, state, totals, step
+    if call is None:
+      call, totals = loop.make_call(prepared, 0, source, (data, rows(0, 1)), shelf)
     state, totals, done = call(state, totals, data, rows(step, n), key, n)
     if step == 0:
       done.block_until_ready()

@@ -65,8 +65,9 @@ class Shelf:
       **how: as of `jax.jit`.
     """
     lowered = jax.jit(function, **how).lower(*args)
-    text = lowered.as_text()
-    content = hashlib.sha256(f"{facts(self.mesh)} {how} {text}".encode()).hexdigest()[:32]
+    text = lowered.as_text()  # without the arguments that are not used
+    whole = f"{facts(self.mesh)} {how} {lowered.args_info} {text}"
+    content = hashlib.sha256(whole.encode()).hexdigest()[:32]
     program = self._load(content)
     if program is None:
       with _no_cache():

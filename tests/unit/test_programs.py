@@ -89,6 +89,15 @@ def test_what_was_compiled_is_shared_by_seeds(run, folder, monkeypatch):
   assert run(seed=1)[1] == []
 
 
+def test_arguments_that_are_not_used_count():
+  mesh = sharding.make_mesh(1)
+  function = lambda x, unused: 2 * x
+  for n in (3, 4):
+    args = [jax.device_put(np.ones(m, np.float32), sharding.replicated(mesh)) for m in (2, n)]
+    program = programs.Shelf(config_of(), mesh).make(f"double{n}", function, tuple(args))
+    assert program(*args).tolist() == [2.0, 2.0]
+
+
 def test_what_was_loaded_from_the_cache_of_jax_is_not_kept(folder, tmp_path):
   """XLA would serialise it without its functions."""
   mesh = sharding.make_mesh(1)
