@@ -4,9 +4,9 @@ Variants: small (default; 28 px digits, the port's networks), digits (8x8), ring
 label is the mode), port (the port's recipe on full MNIST), paper, test. One class alone, of any
 run: --mode=sample --config=configs/cgan.py --config.model.sample_label=3.
 
-Measured, small, seed 0, 10,000 samples: 98.4 % are the digit that was asked for, the rarest digit
-is 8.6 %, the classifier's Frechet distance 18.6 (2.1 between halves of the data). Other seeds and
-variants were not run.
+Measured, small, seeds 0 to 2, 10,000 samples: 98.4, 99.1 and 98.7 % are the digit that was asked
+for, the rarest digit is 8.6 to 8.7 %, the classifier's Frechet distance 18.6, 16.6 and 18.7 (2.1
+between halves of the data); 5 minutes on two cores. Other variants were not run.
 """
 
 from configs import common

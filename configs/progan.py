@@ -18,7 +18,7 @@ def get_config(variant="small"):
     raise common.unknown(variant, VARIANTS)
   c = common.base("progan")
   c.lr = 1e-3
-  c.num_steps, c.batch_size = 4_000, 16  # at full size, faded in; images set what comes before
+  c.num_steps, c.batch_size = 8_000, 16  # at full size, faded in; images set what comes before
   c.log_every, c.sample_every, c.checkpoint_every = 50, 1_000, 1_000
   c.metrics = ("digits.scores", "sliced.wasserstein")
   c.data.image_size = 16
@@ -32,7 +32,7 @@ def get_config(variant="small"):
   m.gp_weight, m.gamma, m.drift = 10.0, 1.0, 0.001
   m.b1, m.b2, m.ema = 0.0, 0.99, 0.999
   if variant == "fixed":
-    m.start, c.num_steps = 16, 8_000  # as small: 4 times 1,000, and 4,000
+    m.start, c.num_steps = 16, 12_000  # as small: 4 times 1,000, and 8,000
   if variant == "paper":
     c.data.source, c.data.name = "folder", "celeba_hq"
     c.data.image_size, c.data.channels = 1024, 3
