@@ -5,9 +5,10 @@ narrow, 32 px digits), ring (8 Gaussians), control (small without spectral norma
 (ResNet, CIFAR-10), projection (the same by class), paper_cnn, imagenet (128 px, 1,000 classes),
 test, test_cnn.
 
-Measured, small, seed 0, 10,000 samples: 97.7 % are the digit that was asked for, the rarest digit
-is 8.7 %, the classifier's Frechet distance 11.5 (1.0 between halves of the data); after 2,000 steps
-99.3 % and 6.2. Other seeds and variants were not run.
+Measured, small, seeds 0 to 2, 10,000 samples: 97.7, 97.1 and 97.5 % are the digit that was asked
+for, the rarest digit is 8.6 to 8.7 %, the classifier's Frechet distance 11.5, 7.0 and 7.6 (1.0
+between halves of the data); 4 minutes on two cores. 2,000 steps gave 99.3 % and 6.2 (seed 0). Other
+variants were not run.
 """
 
 from configs import common
