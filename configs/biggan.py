@@ -3,9 +3,9 @@
 Variants: small (default; 16 px digits), paper (ImageNet, 128 px, ch 96), narrow (the same with
 ch 64), cifar10 (32 px, without attention, chunks and shared embedding), test, test_tables.
 
-Measured, small, seed 0, 10,000 samples: 99.0 % are the digit that was asked for, the rarest digit
-is 8.6 %, the classifier's Frechet distance 9.1 (1.0 between halves of the data). Other seeds and
-variants were not run.
+Measured, small, seeds 0 to 2, 10,000 samples: 99.0, 99.1 and 99.5 % are the digit that was asked
+for, the rarest digit is 8.5 to 8.7 %, the classifier's Frechet distance 9.1, 13.7 and 16.1 (1.0
+between halves of the data); 6 to 7 steps a second on two cores. Other variants were not run.
 """
 
 from configs import common
