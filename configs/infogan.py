@@ -26,6 +26,7 @@ def get_config(variant="small"):
   c.metrics = ("digits.scores", "codes.purity", "codes.clusters")
   m = c.model
   m.augment = ""  # of what D sees: color,translation,cutout, or some of them
+  m.d_noise, m.d_noise_steps = 0.0, 1_500  # deviation on what D sees, which falls evenly to 0
   m.g_lr, m.b1, m.ema = 4.0, 0.5, 0.995  # g_lr: G's learning rate over D's
   m.noise_dim, m.num_categories, m.num_numbers = 16, 10, 2
   m.category_weight, m.number_weight = 1.0, 0.1  # lambda of each kind of code
@@ -50,7 +51,7 @@ def get_config(variant="small"):
     m.g_lr, m.noise_dim, m.ema, m.bn_mode, m.number_weight = 5.0, 62, 0.0, "batch", 1.0
     m.g_hidden, m.g_base, m.d_hidden, m.d_base, m.q_hidden = 1024, 64, 1024, 64, 128
   if variant in ("small", "plain"):
-    m.augment = "translation"  # departs from the paper: else D wins from the start in some seeds
+    m.d_noise, m.category_weight = 0.3, 0.5  # else D wins from the start in some seeds
   if variant.endswith("plain"):
     m.plain = True
   if variant == "test":

@@ -15,7 +15,10 @@ Departures: the authors' code puts 1e-8 inside its logarithms and normalises sam
 that it draws (model.bn_mode), its leaky units have slope 0.01, the paper's 0.1 (model.slope). The
 paper lets Q move with G as well (model.q_player). They train on 55,000 images of MNIST, here on all
 60,000. `small` is a narrower network with averaged weights, other rates, and a tenth of the weight
-for numbers: with all of it they take over what tells digits apart.
+for numbers: with all of it they take over what tells digits apart. It has half of the weight for the
+category, and what D sees is noisy at first (model.d_noise, after Sonderby et al., 2016,
+arXiv:1610.04490): without noise D tells samples from data before G has learnt anything, and in
+some seeds G never recovers.
 Run: python main.py --config=configs/infogan.py --workdir=/tmp/infogan
 """
 
@@ -176,7 +179,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of an InfoGAN for images or points.
 
   Raises:
-    ValueError: for fewer than 2 categories, or an unknown model.q_player.
+    ValueError: for fewer than 2 categories, an unknown model.q_player, or d_noise_steps below 1.
   """
   m = config.model
   if m.num_categories < 2:
@@ -186,6 +189,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
   if m.q_player not in ("d", "g"):
     raise ValueError(f"q_player {m.q_player!r}: choose d or g (--config.model.q_player)")
+  if m.d_noise_steps < 1:
+    raise ValueError(
+      f"noise cannot end after {m.d_noise_steps} steps: set --config.model.d_noise_steps to 1 or"
+      " more, or --config.model.d_noise=0.0 for none"
+    )
   data = "image" if "image" in info.shape else "point"
   nets = networks(m, info.shape[data], config.compute_dtype)
   d_names = ["trunk", "d", "q"] if m.q_player == "d" else ["trunk", "d"]
@@ -247,12 +255,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def step(state, batch, key):
     kd, kg = jax.random.split(key)
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D and Q see
+    k_see, k_noise = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    see = augment.views(k_see, m.augment)
+    d_noise = m.d_noise * jnp.maximum(0.0, 1 - state.step / m.d_noise_steps)
     x = (batch[data] + 1) / 2 if unit else batch[data]
     z = latent(kd, len(x))
     fake, _ = G(state.params, state.stats, z)
 
-    def view(i, x):  # augmentations are of images in [-1, 1]
+    def view(i, x):  # what D and Q see; augmentations are of images in [-1, 1]
+      if m.d_noise:
+        x = x + d_noise * jax.random.normal(jax.random.fold_in(k_noise, i), x.shape)
       return (see(i, 2 * x - 1) + 1) / 2 if m.augment and unit else x
 
     def d_loss(p, b):  # moves trunk, d and q; the fakes are constants, and Q reads only them

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from gm import core, inspection, job, loop, losses
 from gm.methods import infogan
@@ -217,6 +218,30 @@ def test_losses_are_the_equations():
   assert found_d["gradnorm_d"] > 0 and found_g["gradnorm_g"] > 0
 
 
+def test_noise_on_what_d_sees_falls_evenly_to_nothing():
+  """Measured on black images, which without it are 0 everywhere; the samples carry it too."""
+  stage, state, batch = first_state(**{"model.d_noise": 0.4, "model.d_noise_steps": 100})
+  black, seen = {"image": jnp.full_like(batch["image"], -1.0)}, []
+
+  def watch(call, args, kwargs, context):
+    if isinstance(context.module, infogan.Trunk) and context.method_name == "__call__":
+      x = args[0]
+      rough = jnp.std(x - jnp.roll(x, 1, axis=0)) / math.sqrt(2)  # of independent noise: its std
+      jax.debug.callback(lambda *found: seen.append(found), x.mean(), rough)
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(watch):
+    run = jax.jit(stage.step, compiler_options=QUICK)
+    for step, std in ((0, 0.4), (50, 0.2), (100, 0.0), (300, 0.0)):
+      seen.clear()
+      jax.block_until_ready(run(state.replace(step=jnp.asarray(step)), black, jax.random.key(1)))
+      jax.effects_barrier()
+      data, *fakes = sorted(seen)  # samples start grey
+      assert abs(data[0]) < 0.02 and all(mean > 0.3 for mean, _ in fakes) and len(fakes) == 2, seen
+      np.testing.assert_allclose(data[1], std, rtol=0.03)
+      assert all(std * 0.97 <= rough < std + 0.1 for _, rough in fakes), seen
+
+
 def test_latents_are_noise_then_one_hot_then_numbers():
   _, (move, _) = moves_on_points()
   z = np.asarray(move[1]["z"])
@@ -289,6 +314,7 @@ def test_what_cannot_work_is_refused():
   for changes, flag in (
     ({"model.num_categories": 1}, "num_categories"),
     ({"model.q_player": "both"}, "q_player"),
+    ({"model.d_noise_steps": 0}, "d_noise_steps"),
   ):
     with pytest.raises(job.UserError, match=rf"--config\.model\.{flag}"):
       job.prepare(config_of("test", **changes))
