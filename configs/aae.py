@@ -5,12 +5,12 @@ without discriminator), spokes (each class on its own spoke of the prior), super
 is told the label), semisupervised (100 labels), labels_only (its baseline, a classifier of the same
 100), clustering (no label at all), paper, paper_supervised, paper_semisupervised (MNIST), test.
 
-Measured, seeds 0 to 2, on the 1,000 test images and 10,000 samples; the control plain, seed 0,
-in brackets. Squared MMD of the codes from the prior -0.0003, -0.0005 and -0.0005
-(0.25), largest KS distance of an axis 0.032, 0.039 and 0.046 (0.49), deviations 0.95 to 1.02 of the
-prior's 1 (3.0 to 3.4); reconstruction 0.041 to 0.045 per pixel (0.041); the rarest digit 4.2, 3.2
-and 4.2 % of the samples (0); divergence of their classes from even ones 0.04, 0.09 and 0.04
-(0.78). After 4,000 steps without a fall of the rate the rarest digit was 0.5, 5.0 and 3.6 %.
+Measured, seeds 0 to 2, on the 1,000 test images and 10,000 samples; the control plain, seed 0, in
+brackets. Squared MMD of the codes from the prior -0.0003, -0.0005 and -0.0005 (0.25), largest KS
+distance of an axis 0.032, 0.039 and 0.046 (0.49), deviations 0.95 to 1.02 of the prior's 1 (3.0 to
+3.4); reconstruction 0.041 to 0.045 per pixel (0.041); the rarest digit 4.2, 3.2 and 4.2 % of the
+samples (0); divergence of their classes from even ones 0.04, 0.09 and 0.04 (0.78). After 4,000
+steps without a fall of the rate the rarest digit was 0.5, 5.0 and 3.6 %.
 semisupervised: accuracy 87.8, 80.3 and 86.4 %, labels_only 76.6, 74.0 and 74.4 %; with the labels
 in every tenth step only, as in the port, 54.9 % (seed 0). supervised, seed 0: 92.8 % of the samples
 are the digit that was asked for. spokes, seed 0: 92.5 % of the codes lie nearest to the spoke of
