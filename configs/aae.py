@@ -14,8 +14,8 @@ steps without a fall of the rate the rarest digit was 0.5, 5.0 and 3.6 %.
 semisupervised: accuracy 87.8, 80.3 and 86.4 %, labels_only 76.6, 74.0 and 74.4 %; with the labels
 in every tenth step only, as in the port, 54.9 % (seed 0). supervised, seed 0: 92.8 % of the samples
 are the digit that was asked for. spokes, seed 0: 92.5 % of the codes lie nearest to the spoke of
-their class, 10.7 % where D_z does not see the label. Small takes 4 to 5 minutes on one core,
-semisupervised 3 on two. clustering and the paper variants were not run.
+their class, 10.7 % where D_z does not see the label. Small and semisupervised take 3 minutes on two
+cores. clustering and the paper variants were not run.
 """
 
 from configs import common
