@@ -1,6 +1,6 @@
 """Keys that every config has, with their defaults; configs/NAME.py sets the rest."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def base(method: str) -> ConfigDict:
@@ -30,9 +30,16 @@ def base(method: str) -> ConfigDict:
         "source": "embedded",  # file in gm/data
         "name": "mnist10k",
         "dir": "",  # "": the user's cache folder
-        "image_size": 0,  # 0: as stored
+        # 0: as stored; a number: square; (height, width): where the network permits it
+        "image_size": FieldReference(0, field_type=object),
         "channels": 0,  # 0: as stored
         "num_classes": 0,  # of folder and tfds; 0: no labels
+        "num_train": 0,  # training examples, spread evenly over the set; 0: all
+        "image_key": "",  # of tfds: the feature that is the image; "": image
+        "label_key": "",  # the feature (tfds; "": label) or attribute (avatars) that is the label
+        "train_split": "train",  # of tfds, in its notation: train[:90%]
+        "test_split": "test",
+        "memory_mb": 256,  # of folder and tfds: larger sets are streamed
         "scale": 1.0,  # of points: their coordinates are multiplied by it
         "attributes": (),  # of avatars: columns of 0 and 1, see gm/data/attributes.py
       },

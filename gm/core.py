@@ -62,6 +62,28 @@ class Source(NamedTuple):
   )
 
 
+def choice(given: Mapping, key: str, allowed: Sequence[str], *, section: str = "model") -> str:
+  """Returns given[key], a name out of a few.
+
+  Args:
+    given: a section of the config.
+    key: in it.
+    allowed: the names that are known.
+    section: its name, for the message.
+
+  Raises:
+    ValueError: for any other name; the message has the flag and what is known.
+
+  >>> choice({"noise": "normal"}, "noise", ("normal", "uniform"))
+  'normal'
+  """
+  if given[key] not in allowed:
+    raise ValueError(
+      f"--config.{section}.{key}={given[key]!r} is not known: choose {', '.join(allowed)}"
+    )
+  return given[key]
+
+
 def nothing(state: State, batch: Batch, key: jax.Array) -> dict:
   """What a stage without evaluation or extra pictures returns."""
   del state, batch, key

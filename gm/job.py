@@ -83,7 +83,8 @@ def prepare(config: ConfigDict, shelf: programs.Shelf | None = None) -> Job:
     shapes, prev = [], None
     for i, stage in enumerate(stages):
       batch = core.batch_shapes(infos[i], sizes[i], sharding.batched(mesh))
-      prev = jax.eval_shape(stage.init, keys[i]["init"], batch, prev)
+      with user_input():  # layers say what does not fit when they are built
+        prev = jax.eval_shape(stage.init, keys[i]["init"], batch, prev)
       shapes.append(prev)
     if shelf:
       shelf.write("shapes", shapes)

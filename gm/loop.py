@@ -150,7 +150,8 @@ def run_stage(
       totals = zero_totals(job, index, totals.sums)
     with clock.paused():
       found = None
-      if due["eval"] and not ends:
+      last = ends and index == len(job.stages) - 1  # is evaluated by train()
+      if config.eval_every and due["eval"] and not (stop or last):
         found = evaluator.evaluate(state)
         log.write(stage.name, step, seconds, 0.0, found)
         bar.log(step, None, found)

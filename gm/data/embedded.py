@@ -57,9 +57,11 @@ def load(
   """
   facts = info(cfg)
   memory.require_split(split)
-  rows = slice(NUM_TRAIN) if split == "train" else slice(NUM_TRAIN, None)
+  part_of_file = slice(NUM_TRAIN) if split == "train" else slice(NUM_TRAIN, None)
   with np.load(FILES / f"{cfg['name']}.npz", allow_pickle=False) as file:
-    image, label = file["image"][rows, ..., None], file["label"][rows]
+    image, label = file["image"][part_of_file, ..., None], file["label"][part_of_file]
+  rows = memory.rows(cfg, split, len(image))
+  image, label = image[rows], label[rows]
   height, width, channels = facts.shape["image"]
   arrays = {"image": images.fit(image, height, width), "label": label}
   return memory.from_arrays(

@@ -132,6 +132,7 @@ def load(
       )
     labels = {name: i for i, name in enumerate(names)}
   shape = facts.shape["image"]
+  files = [splits[split][i] for i in memory.rows(cfg, split, len(splits[split]))]
 
   def read(example: tuple[str, str]) -> dict[str, np.ndarray]:
     path, f = example
@@ -140,7 +141,7 @@ def load(
 
   return stream.from_reader(
     facts,
-    splits[split],
+    files,
     read,
     images.decoder(shape[2]),
     memory_mb=cfg.get("memory_mb", stream.MEMORY_MB),

@@ -67,6 +67,7 @@ def load(
   bunch = datasets.load_digits()
   rows = np.random.default_rng(0).permutation(len(bunch.target))
   rows = rows[:NUM_TRAIN] if split == "train" else rows[NUM_TRAIN:]
+  rows = rows[memory.rows(cfg, split, len(rows))]
   image = bunch.images[rows, ..., None].astype(np.uint8)
   height, width, channels = facts.shape["image"]
   arrays = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,29 @@ def part_size(size: int, part: tuple[int, int]) -> int:
       "change --config.batch_size"
     )
   return size // part[1]
+
+
+def rows(cfg: Any, split: str, n: int) -> np.ndarray:
+  """Returns the rows of a split that are used: all, or num_train of the training split.
+
+  Args:
+    cfg: config.data.
+    split: "train" or "test".
+    n: rows that there are.
+
+  Raises:
+    ValueError: if `cfg` asks for more than there are, or for a negative number.
+
+  >>> rows({"num_train": 3}, "train", 9).tolist()
+  [0, 3, 6]
+  """
+  kept = cfg.get("num_train", 0) if split == "train" else 0
+  if not 0 <= kept <= n:
+    raise ValueError(
+      f"{kept} of {n} training examples cannot be taken: set --config.data.num_train to at most"
+      f" {n}, or to 0 for all"
+    )
+  return np.arange(kept or n) * n // (kept or n)
 
 
 def order(

@@ -282,6 +282,8 @@ def load(
   memory.require_split(split)
   rng = np.random.default_rng(zlib.crc32(f"{cfg['name']}/{split}".encode()))
   arrays = sample(rng, NUM_EXAMPLES[split], cfg)
+  rows = memory.rows(cfg, split, NUM_EXAMPLES[split])
+  arrays = {name: a[rows] for name, a in arrays.items()}
 
   def decode(rows: dict) -> dict:
     import jax.numpy as jnp

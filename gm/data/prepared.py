@@ -106,6 +106,8 @@ def load(
   facts = info(cfg)
   memory.require_split(split)
   arrays = _read(prepare.ensure(cfg["name"], cfg.get("dir", "")), cfg["name"], split)
+  rows = memory.rows(cfg, split, len(arrays["image"]))
+  arrays = {name: a[rows] for name, a in arrays.items()}
   height, width, channels = facts.shape["image"]
   spec = prepare.require(cfg["name"])
   arrays["image"] = images.fit(arrays["image"], height, width, background=spec.background)

@@ -109,9 +109,9 @@ def load(
       f"the splits {specs} overlap: set --config.data.train_split and --config.data.test_split "
       "to separate slices"
     )
-  keys = {"image": cfg.get("image_key", "image")}
+  keys = {"image": cfg.get("image_key") or "image"}
   if facts.num_classes:
-    keys["label"] = cfg.get("label_key", "label")
+    keys["label"] = cfg.get("label_key") or "label"
   for what, key in keys.items():
     if key not in facts_of_set.features:
       raise ValueError(
@@ -135,9 +135,10 @@ def load(
     ) from error
   height, width, channels = facts.shape["image"]
 
-  def read(example: dict) -> dict[str, np.ndarray]:
+  def read(i: int) -> dict[str, np.ndarray]:
     from PIL import Image
 
+    example = examples[int(i)]
     x = np.asarray(example[keys["image"]])
     if x.dtype != np.uint8 or x.ndim not in (2, 3):
       raise ValueError(
@@ -150,7 +151,7 @@ def load(
 
   return stream.from_reader(
     facts,
-    examples,
+    memory.rows(cfg, split, len(examples)),
     read,
     images.decoder(channels),
     memory_mb=cfg.get("memory_mb", stream.MEMORY_MB),

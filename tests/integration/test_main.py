@@ -179,6 +179,26 @@ def test_inspect_needs_nothing_and_ends_in_json(tmp_path):
   assert facts["stages"][0]["flops_per_step"] > 1e9
 
 
+@pytest.mark.parametrize("size", ["20,36", "(20, 36)"])
+def test_images_that_are_not_square_are_a_flag_away(size):
+  status, out, err = run(
+    f"--config.data.image_size={size}", "--mode=inspect", "--json", config="configs/cgan.py:test"
+  )
+  assert status == 0, err
+  image = json.loads(out.splitlines()[-1])["stages"][0]["outputs"]["image"]
+  assert image == [8, 20, 36, 1]
+
+
+def test_keys_of_a_set_of_ones_own_are_flags():
+  """A mistyped key is an error, so those that a source may read are in the common config."""
+  keys = {"image_key": "photo", "label_key": "kind", "train_split": "train[:90%]", "memory_mb": 0}
+  keys |= {"test_split": "train[90%:]", "source": "tfds", "name": "mine", "channels": 1}
+  keys |= {"num_train": 10, "image_size": 28, "num_classes": 3}
+  flags = [f"--config.data.{k}={v}" for k, v in keys.items()]
+  status, out, err = run("--mode=inspect", *flags, config="configs/cgan.py:test")
+  assert status == 0, out + err
+
+
 SQUARE = ("--config.data.image_size=28", "--config.data.channels=1")
 BAD = {
   "config": (["--workdir={}"], "configs/nonsense.py", "nonsense"),
@@ -202,6 +222,8 @@ BAD = {
     "batch_size",
   ),
   "augment": (["--workdir={}", "--config.model.augment=color"], "configs/gan.py:ring", "augment"),
+  "size": (["--workdir={}", "--config.data.image_size=20x36"], "configs/gan.py:test", "image_size"),
+  "layer": (["--workdir={}", "--config.model.g_norm=bach"], "configs/cgan.py:test", "g_norm"),
   "metric": (["--workdir={}", "--config.metrics=('nonsense',)"], "configs/gan.py:test", "nonsense"),
 }
 

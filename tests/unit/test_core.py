@@ -108,6 +108,14 @@ def test_alternate_is_two_minimizes_on_the_same_noise(parts):
   assert parts > 1 or len(calls) == 1, "one forward pass was promised"
 
 
+def test_choice_names_the_flag_and_what_is_known():
+  assert core.choice({"loss": "bce"}, "loss", ("bce", "hinge")) == "bce"
+  with pytest.raises(ValueError, match=r"--config\.model\.loss='bec'.*choose bce, hinge"):
+    core.choice({"loss": "bec"}, "loss", ("bce", "hinge"))
+  with pytest.raises(ValueError, match=r"--config\.data\.loss='bec'"):
+    core.choice({"loss": "bec"}, "loss", ("bce",), section="data")
+
+
 def test_every():
   double = lambda s: 2 * s
   assert [int(core.every(3, jnp.array(i), double, jnp.array(1))) for i in range(4)] == [2, 1, 1, 2]

@@ -133,6 +133,22 @@ def test_train_and_test_share_no_row(source, keys):
   assert rows[0] and rows[1] and not rows[0] & rows[1]
 
 
+@pytest.mark.parametrize("source, keys", SETS)
+def test_some_training_examples_are_spread_over_all(source, keys):
+  """A fixed choice that does not depend on the seed; the test split stays whole."""
+  module = importlib.import_module(f"gm.data.{source}")
+  load = lambda split, **more: module.load(config(**keys, **more), split, shuffle=False)
+  whole, few = load("train"), load("train", num_train=100)
+  assert few.num_examples == 100
+  rows = np.arange(100) * whole.num_examples // 100
+  for name, a in few.arrays.items():
+    np.testing.assert_array_equal(a, whole.arrays[name][rows])
+  assert load("test", num_train=100).num_examples == load("test").num_examples
+  for bad in (-1, whole.num_examples + 1):
+    with pytest.raises(ValueError, match=r"--config\.data\.num_train"):
+      load("train", num_train=bad)
+
+
 @pytest.mark.parametrize("source, keys", [SETS[0], SETS[-4], SETS[-2]])
 def test_unknown_names_and_splits(source, keys):
   module = importlib.import_module(f"gm.data.{source}")

@@ -311,6 +311,14 @@ def test_tfds_set_is_read_by_folder_and_by_name(prepared, keys):
     assert (source.arrays is None) == (keys["memory_mb"] == 0)
 
 
+@pytest.mark.parametrize("memory_mb", [256, 0])
+def test_some_training_examples_are_spread_over_all(prepared, memory_mb):
+  cfg = config(**TOY, dir=str(prepared), name="toy", memory_mb=memory_mb, num_train=4)
+  source = tfds.load(cfg, "train", shuffle=False)
+  assert source.num_examples == 4 and tfds.load(cfg, "test").num_examples == 5
+  assert source.batch(0, 4)["image"][:, 4, 4, 0].tolist() == [0, 50, 100, 150]
+
+
 def test_tfds_splits_in_its_own_notation(prepared):
   cut = {"train_split": "train[:75%]", "test_split": "train[75%:]"}
   cfg = config(**{**TOY, **cut}, dir=str(prepared), name="toy")

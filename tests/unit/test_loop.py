@@ -1,6 +1,7 @@
 """The loop's parts: checkpoints, feeding, stopping, errors on the way."""
 
 import importlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,20 @@ def test_a_best_metric_that_is_none_is_named(tmp_path):
   config = config_of(eval_every=1, best_metric="-nonsense")
   with pytest.raises(job.UserError, match=r"--config.best_metric=-nonsense .*grad_ratio"):
     loop.train(config, str(tmp_path))
+
+
+def test_stages_are_evaluated_as_they_end_where_the_config_evaluates_at_all(tmp_path):
+  """The last one is evaluated by the run's end, into eval.json."""
+  for every, expected in ((0, []), (3, [("4px", 2), ("8px", 3)])):
+    config = importlib.import_module("configs.progan").get_config("test")
+    changes = {"num_devices": 1, "metrics": (), "batch_size": 4, "model.stable_images": 8}
+    config.update_from_flattened_dict({**changes, "eval_every": every})
+    workdir = tmp_path / str(every)
+    loop.train(config, str(workdir))
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = [(r["stage"], r["step"]) for r in records if "loss_d" not in r]
+    assert found == expected
+    assert json.loads((workdir / "eval.json").read_text())["step"] == 4
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
