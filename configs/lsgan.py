@@ -1,10 +1,11 @@
 """python main.py --config=configs/lsgan.py --workdir=/tmp/lsgan
 
-Variants: small (default; 28 px digits by label), modes (4 Gaussians in the plane), no_norm (digits
-without labels and without batch norm), paper (112 px scenes), characters (3,740 Chinese characters
-by label), stability (64 px, no batch norm in G), test. --config.model.scheme=pearson for the other
-targets. One class alone, of any run with labels: --mode=sample --config=...
---config.model.sample_label=3.
+Variants: small (default; 28 px digits by label), modes (4 Gaussians in the plane), toy (8 on the
+unit circle, as the authors have them), no_norm (digits without labels and without batch norm),
+paper (112 px scenes), characters (3,740 Chinese characters by label), stability (64 px, no batch
+norm in G), test. In stability also D goes without by --config.model.d_norm=none. RMSProp and the
+Pearson targets: --config.model.optimizer=rmsprop --config.model.scheme=pearson. One class alone, of
+any run with labels: --mode=sample --config=... --config.model.sample_label=3.
 
 Measured, small, seeds 0 to 2, 10,000 samples: 97.6, 97.9 and 98.8 % are the digit that was asked
 for, the rarest digit is 8.5 to 8.6 %, the classifier's Frechet distance 5.4, 6.5 and 6.1 (2.1
@@ -14,7 +15,7 @@ between halves of the data); 4 minutes on two cores. 2,000 steps with ema=0.998 
 
 from configs import common
 
-VARIANTS = ("small", "modes", "no_norm", "paper", "characters", "stability", "test")
+VARIANTS = ("small", "modes", "toy", "no_norm", "paper", "characters", "stability", "test")
 
 
 def get_config(variant="small"):
@@ -29,25 +30,37 @@ def get_config(variant="small"):
   m.augment = ""  # of what D sees: color,translation,cutout, or some of them
   m.scheme = "01"  # or pearson
   m.optimizer, m.b1, m.ema = "adam", 0.5, 0.99  # or rmsprop
+  m.d_lr = 1.0  # D's learning rate over G's
   m.noise, m.z_dim = "uniform", 128  # or normal
   m.nets, m.embed = "conv", 32  # or mlp; length of the map of the label, 0: no labels
   m.g_first, m.g_widths, m.g_strides, m.g_kernel = 32, (32,), (2, 2), 4  # 7 -> 14 -> 28
   m.g_norm, m.per_feature, m.output = "batch", True, "sigmoid"
   m.d_widths, m.d_dense, m.d_kernel, m.d_norm = (64, 80), (256,), 4, "batch"
+  # in nets mlp; init: or orthogonal, init_scale its gain
+  m.activation, m.init, m.init_scale = "leaky_relu", "lecun", 1.0
   m.sample_label = -1  # class of all samples; -1: the labels of the test split
-  if variant == "modes":
-    c.lr, c.num_steps, c.batch_size = 1e-3, 3_000, 256
+  if variant in ("modes", "toy"):
     c.metrics, c.num_eval_samples = ("coverage.modes",), 2_500
-    c.data.source, c.data.name = "points", "grid"
-    c.data.side, c.data.scale, c.data.std = 2, 2.0, 0.15  # (+-2, +-2), standard deviation 0.3
-    m.noise, m.z_dim, m.nets, m.embed, m.ema = "normal", 4, "mlp", 0, 0.0
-    m.g_widths, m.d_widths, m.g_norm, m.output = (64, 64), (64, 64), "none", "none"
+    c.data.source = "points"
+    m.noise, m.nets, m.embed, m.ema, m.g_norm, m.output = "normal", "mlp", 0, 0.0, "none", "none"
+  if variant == "modes":
+    c.num_steps, c.batch_size = 3_000, 256
+    c.data.name, c.data.side = "grid", 2
+    c.data.scale, c.data.std = 2.0, 0.15  # (+-2, +-2), standard deviation 0.3
+    m.z_dim, m.g_widths, m.d_widths = 4, (64, 64), (64, 64)
+  if variant == "toy":
+    c.num_steps, c.batch_size = 35_000, 512
+    c.log_every, c.sample_every, c.checkpoint_every = 500, 5_000, 5_000
+    c.data.name, c.data.scale = "ring", 0.5  # radius 1, standard deviation 0.01
+    m.z_dim, m.g_widths, m.d_widths, m.d_lr = 256, (128, 128), (128, 128), 0.1
+    m.activation, m.init, m.init_scale = "tanh", "orthogonal", 1.4
   if variant == "no_norm":
     c.lr, c.num_steps = 2e-4, 1_500
     m.embed, m.g_norm, m.d_norm, m.output = 0, "none", "none", "tanh"
     m.g_first, m.g_widths, m.d_widths, m.d_dense = 64, (32,), (32, 64), ()
   if variant in ("paper", "characters", "stability"):
-    c.data.source, c.data.name = "folder", variant
+    names = {"paper": "lsun_church", "characters": "hwdb", "stability": "lsun_bedroom"}
+    c.data.source, c.data.name = "folder", names[variant]
     c.num_steps, c.log_every, c.sample_every, c.checkpoint_every = 1_000_000, 100, 5_000, 10_000
     c.metrics = ()
     m.z_dim, m.ema, m.d_kernel = 1024, 0.0, 5

@@ -11,10 +11,13 @@ Real examples come with their own labels, a fake with the one that it was made f
 fakes that D has just seen, against the D that has just moved.
 nets: `paths` are the paper's, where x or z and y each pass a hidden layer before they are joined;
 `embedding` are those of a PyTorch port (CGAN-PyTorch), which joins a trainable row for each class
-to z or x. The port trains the squared loss, which dies where D is sure; the log loss is ours.
-Departures: the paper gives no initialisation, and no slope for its momentum; `paper` takes those of
-the first GAN, and does not stop early. `small` adds averaged weights to the port's recipe.
+to z or x. The port trains the squared loss, which dies where D is sure.
+Departures: G's log loss is the non-saturating one, the paper's G lowers E log(1 - D). The paper
+gives no initialisation, and no slope for its momentum; `paper` takes those of the first GAN, and
+does not stop early. `small` is the port's recipe on 9,000 digits (the port: 60,000) with the log
+loss, a learning rate of 1e-3 (2e-4), fewer steps and averaged weights.
 Run: python main.py --config=configs/cgan.py --workdir=/tmp/cgan
+  5 minutes on 2 cores; 98.4 to 99.1 % of the samples are the digit that was asked for
 """
 
 from __future__ import annotations
@@ -90,10 +93,12 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
   """Returns G and D of a variant.
 
   Raises:
-    ValueError: for an unknown model.nets.
+    ValueError: for names that do not exist.
   """
-  if m.nets not in ("embedding", "paths"):
-    raise ValueError(f"nets {m.nets!r}: choose embedding or paths (--config.model.nets)")
+  core.choice(m, "nets", ("embedding", "paths"))
+  core.choice(m, "g_activation", tuple(mlp.ACTIVATIONS))
+  core.choice(m, "g_norm", mlp.NORMS)
+  core.choice(m, "g_output", tuple(mlp.OUTPUTS))
   paths = m.nets == "paths"
   if paths:
     g_init, d_init = inits.uniform(m.g_init_scale), inits.uniform(m.d_init_scale)
@@ -155,7 +160,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a conditional GAN for labelled images or points.
 
   Raises:
-    ValueError: for data without labels, a label that they do not have, an unknown loss or nets.
+    ValueError: for data without labels, a label that they do not have, or an unknown name.
   """
   m, num_classes = config.model, info.num_classes
   data = "image" if "image" in info.shape else "point"
@@ -169,8 +174,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."
       f" {num_classes - 1}, or to -1 for the labels of the test split"
     )
-  if m.loss not in LOSSES:
-    raise ValueError(f"loss {m.loss!r}: choose one of {', '.join(LOSSES)} (--config.model.loss)")
+  core.choice(m, "loss", tuple(LOSSES))
+  core.choice(m, "optimizer", ("adam", "sgd"))
+  core.choice(m, "noise", ("normal", "unit"))
   d_criterion, g_criterion = LOSSES[m.loss]
   g, d = networks(m, info.shape[data], config.compute_dtype)
   if m.optimizer == "adam":
@@ -219,21 +225,27 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     x, n = batch[data], len(batch[data])
     wanted = one_hot(jax.random.randint(k_label, (n,), 0, num_classes))
 
+    def dropout_key(key, b):  # its own for each part, where the batch is visited in parts
+      return key if config.accumulate == 1 else jax.random.fold_in(key, b["row"][0])
+
     def generate(p, b):
-      fake, stats = G(p["g"], state.stats["g"], b["z"], b["wanted"], kg)
+      fake, stats = G(p["g"], state.stats["g"], b["z"], b["wanted"], dropout_key(kg, b))
       return fake, {"g": stats}
 
     def d_loss(p, b, fake):  # moves d only; no batch statistics in it, so one pass is two
       both = jnp.concatenate([see(0, b["x"]), see(1, fake)])
       labels = jnp.concatenate([b["y"], b["wanted"]])
-      real_logits, fake_logits = jnp.split(D(p["d"], both, labels, jax.random.fold_in(kd, 0)), 2)
+      k_drop = dropout_key(jax.random.fold_in(kd, 0), b)
+      real_logits, fake_logits = jnp.split(D(p["d"], both, labels, k_drop), 2)
       found = diagnostics.discriminator_stats(real_logits, fake_logits)
       return d_criterion(real_logits, fake_logits), ({}, found)
 
     def g_loss(p, b, fake):  # moves g only, through fake
-      return g_criterion(D(p["d"], see(2, fake), b["wanted"], jax.random.fold_in(kd, 1))), ({}, {})
+      k_drop = dropout_key(jax.random.fold_in(kd, 1), b)
+      return g_criterion(D(p["d"], see(2, fake), b["wanted"], k_drop)), ({}, {})
 
     parts = {"x": x, "y": one_hot(batch["label"]), "z": noise(k_noise, n), "wanted": wanted}
+    parts["row"] = jnp.arange(n)  # the first of a part is the part's number
     state, found = core.alternate(
       state, tx, generate, d_loss, g_loss, parts, accumulate=config.accumulate
     )

@@ -38,8 +38,15 @@ def grid_max(x: jax.Array, size: int) -> jax.Array:
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
-  """Returns the one stage of a DCGAN for images of any size that halving allows."""
+  """Returns the one stage of a DCGAN for images of any size that halving allows.
+
+  Raises:
+    ValueError: for names that do not exist.
+  """
   m, dtype = config.model, config.compute_dtype
+  core.choice(m, "first", ("conv", "dense"))
+  core.choice(m, "noise", ("normal", "uniform"))
+  core.choice(m, "bn_mode", ("running", "batch"))
   g = dcgan.Generator(
     info.shape["image"], base=m.g_base, start=m.start, kernel=m.kernel, first=m.first, dtype=dtype
   )

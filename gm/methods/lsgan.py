@@ -7,15 +7,20 @@ Objective, a and b what D is to say of fakes and of data, c what G wants it to s
 scheme `01`: a, b, c = 0, 1, 1; `pearson`: -1, 1, 0, with which G lowers the Pearson chi^2 between
 p_data + p_g and 2 p_g. The best D is (b p_data + a p_g) / (p_data + p_g); there
   divergence = 2 - 8 L_D / (b - a)^2 = int (p_data - p_g)^2 / (p_data + p_g), from 0 to 2,
-in both schemes, and any other D gives less: so it is a lower bound, and evaluated as one.
+in both schemes, and any other D gives less: so it is a lower bound, and evaluated as one. D then
+normalises with its running averages; with batch statistics it would judge whole batches, which are
+easier to tell apart than single examples.
 With `embed` G and D see the label too, each through a linear map of its own (the paper's second
 model, for 3,740 Chinese characters). G moves on the fakes that D has just seen; real and fake
 batches are normalised each by itself.
 Departures: the losses are means over the batch, the authors' code sums the squares, which Adam
 hardly feels. D's running averages do not move in G's step. Images are cropped to the square, theirs
-are squeezed. The nets of `stability` start as the others here. `small` has the second model's
-networks at a quarter of the width, kernels of 4 and averaged weights.
+are squeezed. The nets of `stability` start as the others here. The modes of `toy` are equal, their
+code has one twice. `small` has the second model's networks at a quarter of the width, with an
+eighth of its noise and of its map of the label, kernels of 4 (theirs 5), a learning rate of 1e-3
+(2e-4) and averaged weights.
 Run: python main.py --config=configs/lsgan.py --workdir=/tmp/lsgan
+  4 minutes on 2 cores; 97.6 to 98.8 % of the samples are the digit that was asked for
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ def divergence(real: jax.Array, fake: jax.Array, target: losses.Targets) -> jax.
   2 - 8 L_D / (b - a)^2.
 
   Args:
-    real: D on data, [B].
+    real: D on data, [B]; a function of each example alone, else the bound does not hold.
     fake: D on samples, [B].
     target: that D was trained for.
 
@@ -89,8 +94,8 @@ class Generator(nn.Module):
     widths: of the maps between the first and the image.
     strides: one more than widths.
     per_feature: the first batch norm is of features, pixels apart; else of channels.
-    norm: batch or none.
-    output: tanh or sigmoid.
+    norm: none, batch or layer.
+    output: tanh, sigmoid or none.
     embed: length of the linear map of the label that is joined to z; 0: no labels.
   """
 
@@ -135,7 +140,7 @@ class Discriminator(nn.Module):
   Attributes:
     widths: of the convolutions.
     dense: of the hidden dense layers.
-    norm: batch or none.
+    norm: none, batch or layer.
     embed: length of the linear map of the label that is joined to every hidden layer; 0: no labels.
   """
 
@@ -178,17 +183,19 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
   Raises:
     ValueError: for names that do not exist, or numbers of layers that do not agree.
   """
-  for name, value, allowed in (
-    ("nets", m.nets, ("conv", "mlp")),
-    ("output", m.output, tuple(mlp.OUTPUTS)),
-  ):
-    if value not in allowed:
-      raise ValueError(f"{name} {value!r}: choose {', '.join(allowed)} (--config.model.{name})")
+  core.choice(m, "output", tuple(mlp.OUTPUTS))
+  core.choice(m, "g_norm", mlp.NORMS)
+  core.choice(m, "d_norm", mlp.NORMS)
+  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
+  core.choice(m, "init", ("lecun", "orthogonal"))
+  core.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
   if m.nets == "mlp":
     if m.embed:
       raise ValueError(f"embed {m.embed} needs nets=conv: set --config.model.embed to 0")
-    g = mlp.Generator(shape, m.g_widths, "leaky_relu", m.output, m.g_norm, dtype=dtype)
-    return g, mlp.Discriminator(m.d_widths, dtype=dtype)
+    options = {"activation": m.activation, "dtype": dtype}
+    options["kernel_init"] = inits.named(m.init, m.init_scale)
+    g = mlp.Generator(shape, m.g_widths, output=m.output, norm=m.g_norm, **options)
+    return g, mlp.Discriminator(m.d_widths, **options)
   if len(m.g_strides) != len(m.g_widths) + 1:
     raise ValueError(
       f"{len(m.g_strides)} strides do not lead through {len(m.g_widths)} maps to an image: give one"
@@ -214,15 +221,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of an LSGAN for images, with labels or without, or for points.
 
   Raises:
-    ValueError: for a label projection without labels, a label that the data do not have, or what
-      the networks refuse.
+    ValueError: for a label projection without labels, a label that the data do not have, an unknown
+      name, or what the networks refuse.
   """
   m, num_classes = config.model, info.num_classes
   data = "image" if "image" in info.shape else "point"
-  if m.scheme not in SCHEMES:
-    raise ValueError(
-      f"scheme {m.scheme!r}: choose one of {', '.join(SCHEMES)} (--config.model.scheme)"
-    )
   if m.embed and "label" not in info.shape:
     raise ValueError(
       f"embed {m.embed} needs labels, and {config.data.source}:{config.data.name} has none here:"
@@ -233,12 +236,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."
       f" {num_classes - 1}, or to -1 for the labels of the test split"
     )
+  core.choice(m, "scheme", tuple(SCHEMES))
+  core.choice(m, "optimizer", ("adam", "rmsprop"))
+  core.choice(m, "noise", ("uniform", "normal"))
   target = SCHEMES[m.scheme]
   g, d = networks(m, info.shape[data], config.compute_dtype)
+  rates = {"g": config.lr, "d": config.lr * m.d_lr}
   if m.optimizer == "adam":
-    tx = {n: optim.adam(config.lr, b1=m.b1) for n in ("g", "d")}
+    tx = {n: optim.adam(lr, b1=m.b1) for n, lr in rates.items()}
   else:  # TensorFlow's, in which the average of squares starts at 1
-    tx = {n: optax.rmsprop(config.lr, 0.9, 1e-10, initial_scale=1.0) for n in ("g", "d")}
+    tx = {n: optax.rmsprop(lr, 0.9, 1e-10, initial_scale=1.0) for n, lr in rates.items()}
 
   unit = m.output == "sigmoid"  # pixels in [0, 1], the data's lie in [-1, 1]
 
@@ -249,8 +256,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     x, stats = core.apply(g, params, stats, z, train=train, **labels(y))
     return (2 * x - 1 if unit else x), stats
 
-  def D(params, stats, x, y):  # -> outputs [B]
-    return core.apply(d, params, stats, (x + 1) / 2 if unit else x, **labels(y))
+  def D(params, stats, x, y, train=True):  # -> outputs [B]
+    return core.apply(d, params, stats, (x + 1) / 2 if unit else x, train=train, **labels(y))
 
   def noise(key, n):
     if m.noise == "uniform":
@@ -313,10 +320,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {**found, "label": y} if m.embed else found
 
   def evaluate(state, batch, key):
-    """The lower bound of the divergence from samples of the averaged weights, on held-out data."""
+    """The lower bound of the divergence from samples of the averaged weights, on held-out data.
+
+    With D's running averages, so that it scores each example by itself, as a bound demands.
+    """
     x = batch[data]
     y = batch["label"] if m.embed else jnp.zeros(len(x), jnp.int32)
-    out = lambda x: D(state.params["d"], state.stats["d"], x, y)[0]
+    out = lambda x: D(state.params["d"], state.stats["d"], x, y, train=False)[0]
     fake = generate(state, noise(key, len(x)), y)
     return {"divergence": divergence(out(x), out(fake), target)}
 

@@ -24,16 +24,28 @@ import jax.numpy as jnp
 from gm import augment, core, losses, optim, pictures, regularizers
 from gm.nets import dcgan, mlp
 from gm.nn import init as inits
+from gm.nn import norm
 
 
 def networks(m, shape: tuple, dtype: str) -> tuple:
-  """Returns G and the critic of a variant."""
+  """Returns G and the critic of a variant.
+
+  Raises:
+    ValueError: for names that do not exist.
+  """
+  core.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
   if m.nets == "mlp":
+    core.choice(m, "scheme", ("lecun", "glorot", "he", "he_uniform", "orthogonal", "torch"))
     kernel_init = inits.named(m.scheme)
     return (
       mlp.Generator(shape, m.widths, output="none", kernel_init=kernel_init, dtype=dtype),
       mlp.Discriminator(m.widths, activation="relu", kernel_init=kernel_init, dtype=dtype),
     )
+  core.choice(m, "scheme", tuple(inits.SCHEMES))
+  core.choice(m, "first", ("conv", "dense"))
+  core.choice(m, "output", tuple(dcgan.OUTPUTS))
+  core.choice(m, "g_norm", ("none", *norm.LAYERS))
+  core.choice(m, "d_norm", ("none", *norm.LAYERS))
   options = {"kernel": m.kernel, "use_bias": True, "crop": m.crop, "scheme": m.scheme}
   g = dcgan.Generator(
     shape, base=m.base, norm=m.g_norm, first=m.first, output=m.output, dtype=dtype, **options
@@ -45,9 +57,14 @@ def networks(m, shape: tuple, dtype: str) -> tuple:
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
-  """Returns the one stage of a WGAN for images or points, clipped or with gradient penalty."""
+  """Returns the one stage of a WGAN for images or points, clipped or with gradient penalty.
+
+  Raises:
+    ValueError: for names that do not exist.
+  """
   m = config.model
   data = "image" if "image" in info.shape else "point"
+  core.choice(m, "lipschitz", ("gp", "clip"))
   g, d = networks(m, info.shape[data], config.compute_dtype)
   if m.lipschitz == "clip":
     tx = {n: optim.rmsprop(config.lr) for n in ("g", "d")}

@@ -22,11 +22,12 @@ ACTIVATIONS = {
   "none": lambda x: x,
 }
 OUTPUTS = {"tanh": jnp.tanh, "sigmoid": nn.sigmoid, "none": lambda x: x}
+NORMS = ("none", "batch", "layer")  # instance norm of a row is 0
 
 
-def _choose(table: dict[str, Callable], name: str, flag: str) -> Callable:
+def _choose(table: dict[str, Callable], name: str, what: str) -> Callable:
   if name not in table:
-    raise ValueError(f"{flag} {name!r}: choose one of {', '.join(table)} (--config.model.{flag})")
+    raise ValueError(f"{what} {name!r}: choose {', '.join(table)} (the {what} in --config.model)")
   return table[name]
 
 
@@ -42,7 +43,8 @@ class Generator(nn.Module):
     widths: of the hidden layers.
     activation: relu, leaky_relu (0.2), tanh, softplus, elu, swish or none.
     output: tanh, sigmoid or none.
-    norm, norm_first: none or batch, after every hidden layer; the first one only with norm_first.
+    norm, norm_first: none, batch or layer, after every hidden layer; the first one only with
+      norm_first.
     use_bias: keeps the biases that batch norm takes out again, as published counts have them.
     dropout: rates at the input and at every hidden layer, as the discriminator's.
     output_bias_init: such as the log-odds of the training pixels.

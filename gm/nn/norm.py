@@ -250,6 +250,6 @@ def layer(kind: str, *, scale_init: Callable, dtype: Any) -> Callable:
     return lambda x, train: x
   if kind not in LAYERS:
     raise ValueError(
-      f"norm {kind!r}: choose none, {', '.join(LAYERS)} (--config.model.norm or the like)"
+      f"norm {kind!r}: choose none, {', '.join(LAYERS)} (the norm in --config.model)"
     )
   return LAYERS[kind](scale_init=scale_init, dtype=dtype)

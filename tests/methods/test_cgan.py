@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from gm import core, evaluation, inspection, job, loop, losses
 from gm.methods import cgan
@@ -52,6 +53,13 @@ def test_published_sizes(variant, g, d):
   (stage,) = inspection.describe(job.prepare(config_of(variant)))["stages"]
   assert stage["params"] == {"g": g, "d": d}
   assert stage["outputs"]["image"][1:] == [28, 28, 1]
+
+
+@pytest.mark.parametrize("variant", ["small", "paper"])
+def test_images_need_not_be_square(variant):
+  config = config_of(variant, **{"data.image_size": (20, 36)})
+  (stage,) = inspection.describe(job.prepare(config))["stages"]
+  assert stage["outputs"]["image"][1:] == [20, 36, 1]
 
 
 def test_the_port_starts_as_published():
@@ -176,6 +184,27 @@ def test_dropout_in_training_and_in_no_sample():
   np.testing.assert_array_equal(a, b)
 
 
+def test_each_part_of_a_batch_has_its_own_dropout(monkeypatch):
+  """Three keys a part: one of G, for both its passes, and two of D."""
+  seen, true = [], core.apply
+
+  def spy(*args, rngs, **kwargs):
+    jax.debug.callback(
+      lambda key: seen.append(tuple(key.tolist())), jax.random.key_data(rngs["dropout"])
+    )
+    return true(*args, rngs=rngs, **kwargs)
+
+  _, batch, state = play("paper", num_steps=0, **NARROW)
+  monkeypatch.setattr(core, "apply", spy)
+  for parts in (1, 2):
+    config = config_of("paper", **{**NARROW, "model.dropout": 0.5, "accumulate": parts})
+    (stage,) = job.prepare(config).stages
+    seen.clear()
+    jax.jit(stage.step, compiler_options=QUICK)(state, batch, jax.random.key(1))
+    jax.effects_barrier()
+    assert len(set(seen)) == 3 * parts, seen
+
+
 # ---------------------------------------------------------------------------------------- sampling
 
 
@@ -211,8 +240,13 @@ def test_the_picture_has_a_class_in_a_row_and_a_noise_in_a_column():
     ({"data.source": "points", "data.name": "quadratic"}, r"points:quadratic.*data\.num_classes"),
     ({"model.sample_label": 10}, r"sample_label 10 .*--config\.model\.sample_label to 0 \.\.\. 9"),
     ({"model.sample_label": -2}, r"sample_label -2 .*--config\.model\.sample_label"),
-    ({"model.loss": "hinge"}, r"'hinge': choose one of log, squared \(--config\.model\.loss\)"),
-    ({"model.nets": "conv"}, r"'conv': choose embedding or paths \(--config\.model\.nets\)"),
+    ({"model.loss": "hinge"}, r"--config\.model\.loss='hinge' .* choose log, squared"),
+    ({"model.nets": "conv"}, r"--config\.model\.nets='conv' .* choose embedding, paths"),
+    ({"model.optimizer": "adm"}, r"--config\.model\.optimizer='adm' .* choose adam, sgd"),
+    ({"model.noise": "uniform"}, r"--config\.model\.noise='uniform' .* choose normal, unit"),
+    ({"model.g_activation": "gelo"}, r"--config\.model\.g_activation='gelo' .* leaky_relu, tanh"),
+    ({"model.g_norm": "instance"}, r"--config\.model\.g_norm=.* choose none, batch, layer"),
+    ({"model.g_output": "relu"}, r"--config\.model\.g_output='relu' .* tanh, sigmoid, none"),
   ],
 )
 def test_errors_name_the_flag(changes, message):
@@ -234,42 +268,69 @@ def unpair(monkeypatch):
   monkeypatch.setattr(core, "alternate", alternate)
 
 
-def two_gaussians(seed, num_steps=3_000):
-  """Trains on N(-2, 0.3^2) with label 0 and N(2, 0.3^2) with 1; (means, deviations) of samples."""
+class Blind(nn.Module):
+  """A D that does not see the label."""
+
+  d: nn.Module
+
+  @nn.compact
+  def __call__(self, x, y, train=True):
+    return self.d(x, jnp.zeros_like(y), train)
+
+
+def two_gaussians(seed, num_steps=3_000, exchanged=False):
+  """Trains on N(-2, 0.3^2) with label 0, N(2, 0.3^2) with 1; samples [label, 1_000].
+
+  `exchanged` are the labels of the data.
+  """
   config = config_of("ring", **{"model.ema": 0.0})
   (stage,) = cgan.stages(config, core.Info({"point": (1,), "label": ()}, num_classes=2))
 
-  def draw(key):
+  def draw(key, exchanged):
     k_label, k_noise = jax.random.split(key)
     y = jax.random.randint(k_label, (128,), 0, 2)
     return {
       "point": (4.0 * y - 2)[:, None] + 0.3 * jax.random.normal(k_noise, (128, 1)),
-      "label": y,
+      "label": jnp.where(exchanged, 1 - y, y),
     }
 
   @jax.jit
-  def run(key):
+  def run(key, exchanged):
     def body(i, state):
       k_data, k_step = jax.random.split(jax.random.fold_in(key, i))
-      return stage.step(state, draw(k_data), k_step)[0]
+      return stage.step(state, draw(k_data, exchanged), k_step)[0]
 
-    state = stage.init(key, draw(jax.random.key(99)), None)
+    state = stage.init(key, draw(jax.random.key(99), exchanged), None)
     state = jax.lax.fori_loop(0, num_steps, body, state)
     y = jnp.repeat(jnp.arange(2), 1_000)
     x = stage.sample(state, {"point": jnp.zeros((2_000, 1)), "label": y}, jax.random.key(98))
     return x["point"].reshape(2, 1_000)
 
-  x = run(jax.random.key(seed))
-  return x.mean(1), x.std(1)
+  return run(jax.random.key(seed), exchanged)
 
 
 def test_two_gaussians_by_label_and_neither_where_labels_are_of_other_points(monkeypatch):
-  mean, std = two_gaussians(0)
-  np.testing.assert_allclose(mean, [-2, 2], atol=0.5)
-  assert ((std > 0.08) & (std < 0.6)).all(), std
+  x = two_gaussians(0)
+  np.testing.assert_allclose(x.mean(1), [-2, 2], atol=0.5)
+  assert ((x.std(1) > 0.08) & (x.std(1) < 0.6)).all(), x.std(1)
   unpair(monkeypatch)
-  mean, std = two_gaussians(0, num_steps=1_500)
-  assert np.abs(mean).max() < 1.0 and (std > 1.5).all(), (mean, std)  # both are the mixture
+  x = two_gaussians(0, num_steps=1_500)  # both are the mixture
+  assert np.abs(x.mean(1)).max() < 1.0 and (x.std(1) > 1.5).all(), (x.mean(1), x.std(1))
+
+
+def test_where_d_does_not_see_the_label_g_learns_nothing_of_it(monkeypatch):
+  """Data of exchanged labels give the same samples: which label gets which law is chance."""
+  runs = lambda: (two_gaussians(0, 100, exchanged) for exchanged in (False, True))
+  a, b = runs()
+  assert not np.array_equal(a, b)
+  true = cgan.networks
+
+  def networks(*args):
+    g, d = true(*args)
+    return g, Blind(d)
+
+  monkeypatch.setattr(cgan, "networks", networks)
+  np.testing.assert_array_equal(*runs())
 
 
 def spread(x):

@@ -12,7 +12,7 @@ import pytest
 from gm import core, inspection, job, loop, losses, optim
 from gm.core import Info
 from gm.metrics import probe
-from gm.nets import dcgan
+from gm.nets import dcgan, mlp
 
 
 def config_of(variant, **changes):
@@ -116,6 +116,50 @@ def _networks(made):
     "g": dcgan.Generator(shape, base=m.g_base, first=m.first, **options),
     "d": dcgan.Discriminator(base=m.d_base, last=m.first, **options),
   }
+
+
+def test_best_discriminator_of_two_gaussians_and_the_value_there():
+  """N(1, 1) against N(-1, 1): D* = sigmoid(2 x), and L_D = 2 log 2 - 2 JSD."""
+  d = mlp.Discriminator(widths=(64, 64), activation="tanh")
+  params, _ = core.build(d, jax.random.key(0), jnp.zeros((2, 1)))
+  tx = optim.adam(optim.cosine(3e-3, 1_000))
+
+  def loss(params, key, n):
+    x = jax.random.normal(key, (2, n, 1))
+    return losses.bce_d(*(d.apply({"params": params}, x) for x in (1 + x[0], x[1] - 1)))
+
+  @jax.jit
+  def fit(params):
+    def body(i, carry):
+      params, opt = carry
+      grads = jax.grad(loss)(params, jax.random.fold_in(jax.random.key(1), i), 512)
+      updates, opt = tx.update(grads, opt)
+      return optax.apply_updates(params, updates), opt
+
+    return jax.lax.fori_loop(0, 1_000, body, (params, tx.init(params)))[0]
+
+  params = fit(params)
+  x = jnp.linspace(-3, 3, 61)
+  got = jax.nn.sigmoid(d.apply({"params": params}, x[:, None]))
+  np.testing.assert_allclose(got, jax.nn.sigmoid(2 * x), atol=0.05)
+  x = np.linspace(-10, 10, 10_001)
+  p, q = (np.exp(-((x - mean) ** 2) / 2) / np.sqrt(2 * np.pi) for mean in (1, -1))
+  jsd = sum(np.trapezoid(a * np.log(2 * a / (p + q)), x) / 2 for a in (p, q))
+  want = 2 * np.log(2) - 2 * jsd
+  np.testing.assert_allclose(loss(params, jax.random.key(2), 200_000), want, atol=0.01)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"model.noise": "unit"}, r"--config\.model\.noise='unit' .* choose normal, uniform"),
+    ({"model.bn_mode": "bach"}, r"--config\.model\.bn_mode='bach' .* choose running, batch"),
+    ({"model.first": "cnv"}, r"--config\.model\.first='cnv' .* choose conv, dense"),
+  ],
+)
+def test_errors_name_the_flag(changes, message):
+  with pytest.raises(job.UserError, match=message):
+    job.prepare(config_of("test", **changes))
 
 
 def test_each_move_leaves_the_other_network_alone():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from gm import core, evaluation, inspection, job, loop, losses, optim
 from gm.data import points
@@ -54,6 +55,7 @@ def train(config, workdir):
   [
     ("paper", 15_591_427, 4_333_441, [112, 112, 3]),
     ("characters", 9_417_857, 21_392_155, [28, 28, 1]),
+    ("stability", 12_702_851, 4_316_545, [64, 64, 3]),
   ],
 )
 def test_published_sizes(variant, g, d, image):
@@ -82,6 +84,29 @@ def test_paper_maps_have_the_published_sizes():
   want = [(56, 64), (28, 128), (14, 256), (7, 512)]
   assert [of_d[f"down{i}"] for i in range(4)] == [(n, n, c) for n, c in want]
   assert lsgan.first_size((64, 32, 3), (2, 2, 2, 2)) == (4, 2)  # not square
+
+
+def test_stability_maps_and_norms():
+  """None in G; in D on all maps but the first, or nowhere."""
+  config = config_of("stability")
+  g, d = lsgan.networks(config.model, (64, 64, 3), "float32")
+  of_g, of_d = maps(g, (2, 1024)), maps(d, (2, 64, 64, 3))
+  assert of_g["first"] == (4 * 4 * 512,)
+  want = [(8, 256), (16, 128), (32, 64), (64, 3)]
+  assert [of_g[f"up{i}"] for i in range(4)] == [(n, n, c) for n, c in want]
+  want = [(32, 64), (16, 128), (8, 256), (4, 512)]
+  assert [of_d[f"down{i}"] for i in range(4)] == [(n, n, c) for n, c in want]
+  _, bare = lsgan.networks(
+    config_of("stability", **{"model.d_norm": "none"}).model, (64, 64, 3), "float32"
+  )
+  norms = [sum("Norm" in k for k in found) for found in (of_g, of_d, maps(bare, (2, 64, 64, 3)))]
+  assert norms == [0, 3, 0]
+
+
+def test_images_need_not_be_square():
+  config = config_of("small", **{"data.image_size": (20, 36)})
+  (stage,) = inspection.describe(job.prepare(config))["stages"]
+  assert stage["outputs"]["image"][1:] == [20, 36, 1]
 
 
 def test_the_label_joins_g_once_and_d_at_three_places():
@@ -130,6 +155,23 @@ def test_paper_starts_as_published():
       assert (p == name.endswith("['scale']")).all(), name
 
 
+def test_toy_has_the_authors_sizes_start_and_rates():
+  """Orthogonal kernels of gain 1.4; Adam's first step is the rate, wherever there is a slope."""
+  made = job.prepare(config_of("toy"))
+  np.testing.assert_allclose(np.linalg.norm(made.infos[0].modes, axis=1), [1] * 8)
+  assert (made.infos[0].mode_std, made.sizes, made.stages[0].num_steps) == (0.01, [512], 35_000)
+  _, _, before, after, _ = play("toy")
+  widths = {"g": [(256, 128), (128, 128), (128, 2)], "d": [(2, 128), (128, 128), (128, 1)]}
+  for n, rate in (("g", 1e-3), ("d", 1e-4)):
+    kernels = [before.params[n][f"Dense_{i}"]["kernel"] for i in range(3)]
+    assert [k.shape for k in kernels] == widths[n]
+    for k in kernels:
+      k = k if k.shape[0] >= k.shape[1] else k.T
+      np.testing.assert_allclose(k.T @ k, 1.4**2 * np.eye(k.shape[1]), atol=1e-5)
+    moved = after.params[n]["Dense_1"]["kernel"] - before.params[n]["Dense_1"]["kernel"]
+    np.testing.assert_allclose(np.median(np.abs(moved)), rate, rtol=1e-2)
+
+
 # ---------------------------------------------------------------------------------------- optimum
 
 
@@ -167,6 +209,50 @@ def test_best_discriminator_of_two_gaussians_in_both_schemes():
     np.testing.assert_allclose(lsgan.divergence(real, fake, target), 1.1008, atol=0.02)
   np.testing.assert_allclose(found["01"], 0.1124, atol=0.003)
   np.testing.assert_allclose(found["pearson"] / found["01"], 4, rtol=0.02)
+
+
+class Coin(nn.Module):
+  """z uniform on [-1, 1] -> a picture of ones with probability 3/4, else of minus ones."""
+
+  @nn.compact
+  def __call__(self, z, train=True):
+    self.param("unused", nn.initializers.zeros, ())
+    return jnp.broadcast_to(jnp.sign(z + 0.5)[..., None, None], (len(z), 4, 4, 1))
+
+
+def test_evaluation_is_a_lower_bound_though_batch_norm_sees_batches(monkeypatch):
+  """Halves against quarters: sum (p - q)^2 / (p + q) = 2/15; whole batches differ far more."""
+  d, target = lsgan.Discriminator((4, 8), ()), lsgan.SCHEMES["01"]
+  monkeypatch.setattr(lsgan, "networks", lambda *args: (Coin(), d))
+  changes = {"model.embed": 0, "model.output": "none", "model.z_dim": 1, "lr": 5e-3}
+  (stage,) = lsgan.stages(config_of("test", **changes), core.Info({"image": (4, 4, 1)}))
+
+  def draw(key, n):
+    return {"image": jnp.ones((n, 4, 4, 1)) * jax.random.rademacher(key, (n, 1, 1, 1))}
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def run(key):
+    k_data, k_step, k_test = jax.random.split(key, 3)
+
+    def body(i, state):
+      data = draw(jax.random.fold_in(k_data, i), 64)
+      return stage.step(state, data, jax.random.fold_in(k_step, i))[0]
+
+    state = jax.lax.fori_loop(0, 300, body, stage.init(key, draw(k_data, 64), None))
+    batch = draw(k_test, 10_000)
+    real, fake = batch["image"], stage.sample(state, batch, k_test)["image"]
+    score = lambda x, train: core.apply(d, state.params["d"], state.stats["d"], x, train=train)[0]
+    minus, plus = (score(jnp.full((1, 4, 4, 1), v), False)[0] for v in (-1.0, 1.0))
+    alone = lambda x: jnp.where(x[:, 0, 0, 0] > 0, plus, minus)
+    return (
+      stage.evaluate(state, batch, k_test)["divergence"],
+      lsgan.divergence(alone(real), alone(fake), target),
+      lsgan.divergence(score(real, True), score(fake, True), target),
+    )
+
+  found, one_by_one, of_batches = run(jax.random.key(0))
+  np.testing.assert_allclose(found, one_by_one, atol=1e-4)
+  assert found < 2 / 15 + 0.02 < 0.5 < of_batches
 
 
 # ---------------------------------------------------------------------------------------- gradient
@@ -296,9 +382,16 @@ def test_without_labels_none_come_out():
   [
     ({"data.source": "points", "data.name": "quadratic"}, r"embed 3 .*data\.num_classes.*embed"),
     ({"model.sample_label": 10}, r"sample_label 10 .*--config\.model\.sample_label to 0 \.\.\. 9"),
-    ({"model.scheme": "hinge"}, r"'hinge': choose one of 01, pearson \(--config\.model\.scheme\)"),
-    ({"model.nets": "vgg"}, r"'vgg': choose conv, mlp \(--config\.model\.nets\)"),
-    ({"model.output": "relu"}, r"'relu': choose tanh, sigmoid, none \(--config\.model\.output\)"),
+    ({"model.scheme": "hinge"}, r"--config\.model\.scheme='hinge' .* choose 01, pearson"),
+    ({"model.nets": "vgg"}, r"--config\.model\.nets='vgg' .* choose conv, mlp"),
+    ({"data.source": "points", "data.name": "ring"}, r"--config\.model\.nets='conv' .* choose mlp"),
+    ({"model.optimizer": "sgd"}, r"--config\.model\.optimizer='sgd' .* choose adam, rmsprop"),
+    ({"model.noise": "unit"}, r"--config\.model\.noise='unit' .* choose uniform, normal"),
+    ({"model.output": "relu"}, r"--config\.model\.output='relu' .* tanh, sigmoid, none"),
+    ({"model.g_norm": "instance"}, r"--config\.model\.g_norm=.* choose none, batch, layer"),
+    ({"model.d_norm": "bach"}, r"--config\.model\.d_norm='bach' .* choose none, batch, layer"),
+    ({"model.activation": "gelo"}, r"--config\.model\.activation='gelo' .* leaky_relu, tanh"),
+    ({"model.init": "he"}, r"--config\.model\.init='he' .* choose lecun, orthogonal"),
     ({"model.nets": "mlp"}, r"embed 3 needs nets=conv: set --config\.model\.embed to 0"),
     ({"model.g_widths": ()}, r"2 strides.*0 maps.*--config\.model\.g_strides"),
     ({"data.image_size": 30}, r"30x30.*multiple of 4.*--config\.data\.image_size"),
@@ -367,12 +460,26 @@ def test_small_draws_the_digit_asked_for(tmp_path, seed):
   assert 0.05 < (found == shuffled).mean() < 0.15
 
 
+def differ(images):
+  """Whether they do from each other: pixels in [0, 1] have a standard deviation above 0.05."""
+  return ((images + 1) / 2).std(0).mean() > 0.05
+
+
+def test_an_untrained_generator_without_batch_norm_is_as_good_as_constant():
+  stage, batch, state = play("no_norm", num_steps=0)
+  sample = jax.jit(stage.sample, compiler_options=QUICK)
+  assert not differ(sample(state, batch, jax.random.key(4))["image"])
+
+
 @pytest.mark.learning
 def test_without_batch_norm_samples_are_not_constant(tmp_path):
+  """Nor would they pass if they were: the same weights without any hold on z."""
   train(config_of("no_norm"), tmp_path)
   evaluator, state = evaluation.from_workdir(str(tmp_path), None)
-  x = (evaluator.draw(state, 256)["image"] + 1) / 2
-  assert x.std(0).mean() > 0.05
+  assert differ(evaluator.draw(state, 256)["image"])
+  g = state.ema["g"]
+  deaf = {**g, "first": {**g["first"], "kernel": jnp.zeros_like(g["first"]["kernel"])}}
+  assert not differ(evaluator.draw(state.replace(ema={**state.ema, "g": deaf}), 256)["image"])
 
 
 @pytest.mark.learning

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from gm import core, evaluation, inspection, job, loop, losses, optim, regularizers
+from gm.methods import wgan
 from gm.nets import mlp
 
 
@@ -185,12 +186,34 @@ def test_clipping_bounds_every_weight_and_the_penalty_none():
     assert (largest <= 0.01 + 1e-9) == bounded
 
 
-def test_the_critic_is_unbounded_and_scalar():
-  made = job.prepare(config_of("test"))
-  batch = {"image": 100 * jnp.ones((16, 28, 28, 1)), "label": jnp.zeros(16, jnp.int32)}
-  state = made.stages[0].init(jax.random.key(0), batch, None)
-  found = made.stages[0].evaluate(state, batch, jax.random.key(1))
-  assert abs(found["w_estimate"]) > 1
+def test_the_critic_gives_one_unbounded_number_for_each_example():
+  _, critic = wgan.networks(config_of("test").model, (28, 28, 1), "float32")
+  x = 100 * jax.random.normal(jax.random.key(0), (16, 28, 28, 1))
+  params, stats = core.build(critic, jax.random.key(1), x)
+  f, _ = core.apply(critic, params, stats, x)
+  assert f.shape == (16,) and np.abs(f).max() > 1
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"model.lipschitz": "cilp"}, r"--config\.model\.lipschitz='cilp' .* choose gp, clip"),
+    ({"model.nets": "mpl"}, r"--config\.model\.nets='mpl' .* choose conv, mlp"),
+    ({"data.source": "points", "data.name": "ring"}, r"--config\.model\.nets='conv' .* choose mlp"),
+    ({"model.scheme": "he_uniform"}, r"--config\.model\.scheme='he_uniform' .* dcgan, torch"),
+    (
+      {"model.nets": "mlp", "model.scheme": "dcgan"},
+      r"--config\.model\.scheme='dcgan' .* he_uniform",
+    ),
+    ({"model.first": "cnv"}, r"--config\.model\.first='cnv' .* choose conv, dense"),
+    ({"model.output": "relu"}, r"--config\.model\.output='relu' .* tanh, sigmoid, none"),
+    ({"model.g_norm": "bach"}, r"--config\.model\.g_norm='bach' .* none, batch, instance, layer"),
+    ({"model.d_norm": "group"}, r"--config\.model\.d_norm='group' .* none, batch, instance, layer"),
+  ],
+)
+def test_errors_name_the_flag(changes, message):
+  with pytest.raises(job.UserError, match=message):
+    job.prepare(config_of("test", **changes))
 
 
 def covers(workdir):

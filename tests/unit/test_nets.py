@@ -192,8 +192,11 @@ def test_encoder_and_norms_of_the_mlp():
   assert mean.shape == log_var.shape == (2, 3) and not jnp.allclose(mean, log_var)
   v = variables(mlp.Generator((2,), (8, 8), norm="batch"), (4, 3))
   assert len(v["batch_stats"]) == 2
-  with pytest.raises(ValueError, match=r"--config.model.activation"):
-    variables(mlp.Generator((2,), activation="gelo"), (4, 3))
+  assert variables(mlp.Generator((2,), (8,), norm="layer"), (4, 3)).keys() == {"params"}
+  for changes in ({"activation": "gelo"}, {"output": "relu"}, {"norm": "group"}):
+    ((what, name),) = changes.items()
+    with pytest.raises(ValueError, match=rf"{what} '{name}': .*none.*the {what} in --config.model"):
+      variables(mlp.Generator((2,), **changes), (4, 3))
 
 
 def test_bfloat16_computes_and_returns_float32():

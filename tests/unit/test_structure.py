@@ -91,7 +91,8 @@ def test_every_config_key_is_read():
     for variant in module.VARIANTS:
       config = module.get_config(variant)
       for key in config.model:
-        assert re.search(rf"\b(m|model)\.{key}\b", method), f"{path.stem}: model.{key} is not read"
+        read = rf"\b(m|model)\.{key}\b|choice\(m, \"{key}\""
+        assert re.search(read, method), f"{path.stem}: model.{key} is not read"
       for key in set(config) - {"model", "data"}:
         assert re.search(rf"config\.{key}\b", text), f"{path.stem}: {key} is not read"
       for key in config.data:
