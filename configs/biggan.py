@@ -28,13 +28,14 @@ def get_config(variant="small"):
   m.d_steps, m.d_lr, m.adam_eps, m.sn_eps = 2, 1.0, 1e-8, 1e-8  # d_lr: D's learning rate over G's
   m.z_dim, m.hierarchical, m.embed_features = 24, True, 16
   m.base, m.g_widths, m.d_widths, m.d_down = 8, (4, 4), (4, 4, 4), 2  # widths in multiples of base
-  m.attention, m.scheme, m.ortho_weight = (8,), "orthogonal", 0.0
+  m.attention = (8,)  # heights of the maps of G and D that attention follows
+  m.scheme, m.ortho_weight = "orthogonal", 0.0  # first weights: or glorot, normal
   m.ema, m.ema_from = 0.99, 200
   m.truncation = 0.0  # threshold of |z| in samples; 0: none
-  m.standing_every, m.standing_passes = 100, 16  # batch norm of samples; 0: running averages
+  m.standing_every, m.standing_passes = 100, 16  # batch norm of samples; 0, 16: running averages
   if variant in ("paper", "narrow"):
     c.data.source, c.data.name, c.data.num_classes = "tfds", "imagenet2012", 1_000
-    c.data.image_size, c.data.channels = 128, 3
+    c.data.image_size, c.data.channels, c.data.test_split = 128, 3, "validation"
     c.lr, c.batch_size, c.num_steps, c.accumulate, c.metrics = 5e-5, 2_048, 150_000, 8, ()
     m.d_lr, m.adam_eps, m.sn_eps, m.ortho_weight = 4.0, 1e-6, 1e-6, 1e-4
     m.z_dim, m.embed_features, m.base, m.attention = 120, 128, 96, (64,)

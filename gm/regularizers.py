@@ -176,7 +176,9 @@ def orthogonal(
 
   BigGAN's form, sum ||W W^T o (1 - I)||_F^2, leaves the norms of the rows free; the plain form is
   sum ||W W^T - I||_F^2. W is the kernel as [out, rest]; neither can reach 0 where out > rest,
-  unless rows are 0.
+  unless rows are 0. There W^T W is the smaller product, and has the same norm: with rows w_i,
+  ||W W^T o (1 - I)||_F^2 = ||W^T W||_F^2 - sum |w_i|^4,
+  ||W W^T - I||_F^2 = ||W^T W - I||_F^2 + out - rest.
 
   Args:
     params: a tree of arrays, or one array; leaves with at least two axes are kernels, with the
@@ -209,9 +211,15 @@ def orthogonal(
     )
 
   def penalty(kernel):
-    w = kernel.reshape(-1, kernel.shape[-1])  # W^T: [in * window, out]
-    gram = jnp.matmul(w.T, w, precision="highest")  # [out, out]
-    eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    return jnp.sum((gram * (1 - eye) if off_diagonal else gram - eye) ** 2)
+    w = kernel.reshape(-1, kernel.shape[-1])  # W^T: [rest, out]
+    rest, out = w.shape
+    a, b = (w, w.T) if out > rest else (w.T, w)
+    gram = jnp.matmul(a, b, precision="highest")  # the smaller of [rest, rest] and [out, out]
+    eye = jnp.eye(len(gram), dtype=gram.dtype)
+    if not off_diagonal:
+      return jnp.sum((gram - eye) ** 2) + max(out - rest, 0)
+    if out > rest:
+      return jnp.sum(gram**2) - jnp.sum(jnp.sum(w**2, 0) ** 2)
+    return jnp.sum((gram * (1 - eye)) ** 2)
 
   return sum(map(penalty, kernels))

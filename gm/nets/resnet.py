@@ -148,7 +148,7 @@ class Generator(nn.Module):
       and biases; 0: each batch norm has tables of its own.
     hierarchical: z is cut in blocks + 1 equal chunks; the first enters the dense layer, the others
       join the label's embedding in their block.
-    attention: sizes, such as (64,), of maps that are followed by self-attention.
+    attention: heights, such as (64,), of maps that are followed by self-attention.
     eps, momentum: of the norms.
     scheme: glorot, orthogonal or normal.
   """
@@ -163,6 +163,11 @@ class Generator(nn.Module):
   momentum: float = 0.9
   scheme: str = "glorot"
   dtype: Any = jnp.float32
+
+  @property
+  def heights(self) -> list[int]:
+    """Of the maps after the blocks."""
+    return [self.shape[0] // 2**i for i in reversed(range(len(self.widths)))]
 
   @nn.compact
   def __call__(self, z: jax.Array, y: jax.Array | None = None, train: bool = True) -> jax.Array:
@@ -221,6 +226,7 @@ class Trunk(nn.Module):
   """The discriminator without its head: images [B, H, W, C] -> features [B, F].
 
   Blocks, ReLU, and the sum over the last map; a mean would make the hinge's margins hard to reach.
+  Attributes as in `Discriminator`.
   """
 
   widths: Sequence[int] = (128, 128, 128, 128)
@@ -233,6 +239,11 @@ class Trunk(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Computes the features."""
+    if not 0 <= self.down <= len(self.widths):
+      raise ValueError(
+        f"{self.down} of {len(self.widths)} blocks cannot halve the map: set --config.model.d_down"
+        f" to 0 ... {len(self.widths)}, or the number of --config.model.d_widths"
+      )
     waiting = set(self.attention)  # one layer for each size, after the first map that has it
     for i, width in enumerate(self.widths):
       x = DownBlock(
@@ -259,7 +270,8 @@ class Discriminator(nn.Module):
     down: how many of them, from the first, halve the map.
     wide: see `DownBlock`.
     num_classes: 0: unconditional; else a projection of the label is added.
-    attention: sizes of maps, after downsampling, that are followed by self-attention.
+    attention: heights of maps, after downsampling, that are followed by self-attention; of several
+      maps of one height, the first.
     head_bias: of the last dense layer.
     scheme: glorot, orthogonal or normal.
   """
@@ -272,6 +284,10 @@ class Discriminator(nn.Module):
   head_bias: bool = True
   scheme: str = "glorot"
   dtype: Any = jnp.float32
+
+  def heights(self, height: int) -> list[int]:
+    """Of the maps after the blocks, for images of that height."""
+    return [height // 2 ** min(i + 1, self.down) for i in range(len(self.widths))]
 
   @nn.compact
   def __call__(self, x: jax.Array, y: jax.Array | None = None, train: bool = True) -> jax.Array:
@@ -287,3 +303,23 @@ class Discriminator(nn.Module):
       dtype=self.dtype,
       name="head",
     )(h, y)
+
+
+def check_attention(g: Generator, d: Discriminator) -> None:
+  """Makes sure that a size for which attention is asked is the height of a map of G or of D.
+
+  Args:
+    g: a generator.
+    d: a discriminator of its images.
+
+  Raises:
+    ValueError: if one is not, so that there would silently be no attention.
+
+  >>> check_attention(Generator((32, 32, 3), attention=(8,)), Discriminator(attention=(8,)))
+  """
+  of_g, of_d = g.heights, d.heights(g.shape[0])
+  for size in {*g.attention, *d.attention}.difference(of_g, of_d):
+    raise ValueError(
+      f"no map has the height {size} for attention; those of G have {of_g}, those of D {of_d}:"
+      " change --config.model.attention, or --config.data.image_size"
+    )

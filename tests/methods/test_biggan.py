@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gm import core, evaluation, job, loop, losses, optim, regularizers
+from gm.methods import biggan
 from gm.nets import resnet
 from gm.nn import spectral
 
@@ -48,12 +49,22 @@ def step_of():
   ],
 )
 def test_paper_has_the_published_sizes(variant, g, d):
-  made = job.prepare(config_of(variant))
+  config = config_of(variant)
+  made = job.prepare(config)
+  assert config.data.test_split == ("test" if variant == "cifar10" else "validation")
   params = made.templates[0].params
   assert {n: core.count(p) for n, p in params.items()} == {"g": g, "d": d}
   if variant != "cifar10":  # z of 120 in 6 chunks of 20, beside 128 of the class
     assert params["g"]["net"]["first"]["kernel"].shape[0] == 20
     assert params["g"]["net"]["block4"]["norm1"]["scale"].shape[0] == 148
+
+
+def test_images_need_not_be_square():
+  made = job.prepare(config_of("test", **{"data.image_size": (16, 24), "model.attention": (8, 16)}))
+  batch = core.batch_shapes(made.infos[0], made.sizes[0])
+  out = jax.eval_shape(made.stages[0].sample, made.templates[0], batch, KEY)
+  assert out["image"].shape == (made.sizes[0], 16, 24, 1)
+  jax.eval_shape(lambda *a: made.stages[0].step(*a), made.templates[0], batch, KEY)
 
 
 def test_what_is_normalised():
@@ -111,16 +122,28 @@ def test_the_orthogonal_term_is_the_authors():
 
 
 def test_the_loss_of_g_has_that_term(monkeypatch):
-  """Traced: half the strength times the penalty on raw weights of G, its class vectors left out."""
-  seen, true = [], regularizers.orthogonal
-  monkeypatch.setattr(regularizers, "orthogonal", lambda p: seen.append(p) or true(p))
-  made = job.prepare(config_of("test"))
-  batch = core.batch_shapes(made.infos[0], made.sizes[0])
-  jax.eval_shape(lambda *a: made.stages[0].step(*a), made.templates[0], batch, KEY)
-  assert seen and set(seen[0]) == {"net"} and "embed" in seen[0]["net"]
-  kernels = {"w": jnp.array([[1.0, 1.0], [0.0, 1.0]])}
-  with_table = {**kernels, "embed": {"embedding": jnp.ones((5, 2))}}
-  assert true(with_table) == true(kernels) == 2
+  """Half the strength times the penalty on raw weights of G, its class vectors left out."""
+  _, _, state, batch, _ = first()
+  true = core.apply
+
+  def silent(net, params, stats, *args, train):  # nets that say 0, so that all else is 0
+    out, new = true(net, params, stats, *args, train=train)
+    return jnp.zeros_like(out), new
+
+  monkeypatch.setattr(core, "apply", silent)
+
+  def loss(strength):
+    stage = job.prepare(config_of("test", **{"model.ortho_weight": strength})).stages[0]
+    found = lambda s: stage.step(s, batch, KEY)[1]["loss_g"]
+    return jax.jit(found, compiler_options=QUICK)(moved)
+
+  noise = lambda w: w + 0.1 * jax.random.normal(KEY, w.shape)  # the first weights are orthogonal
+  moved = state.replace(params=jax.tree.map(noise, state.params))
+  kernels = [w for path, w in core_paths(moved.params["g"]) if w.ndim > 1 and "embed/" not in path]
+  penalty = sum(float(regularizers.orthogonal(w)) for w in kernels)
+  assert loss(0.0) == 0 and penalty > 0.1
+  for strength in (1.0, 3.0):
+    np.testing.assert_allclose(loss(strength), 0.5 * strength * penalty, rtol=1e-4)
 
 
 def test_averages_copy_until_their_start_and_then_decay():
@@ -169,49 +192,114 @@ def test_d_gradient_accumulated_is_that_of_one_batch():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), run(1), run(4))
 
 
-def test_truncation_bounds_z_and_narrows_samples(monkeypatch):
-  """By a net that returns z: every number within the threshold, and pairs ever closer."""
-  spread = []
-  for threshold in (2.0, 1.0, 0.5):
-    z = truncated(threshold, 400)
-    assert np.abs(z).max() <= threshold and np.abs(z).max() > 0.95 * threshold
-    spread.append(np.linalg.norm(z[:200] - z[200:], axis=1).mean())
-  assert spread[0] > 1.3 * spread[1] > 1.6 * spread[2]
-  assert np.abs(truncated(0.0, 400)).max() > 2.5
+ONES = jnp.ones((8, 8, 1))
 
 
-def truncated(threshold, n):
-  """The z that `sample` gives to G."""
-  seen, true = [], core.apply
-  made = job.prepare(config_of("test", **{"model.truncation": threshold}))
-  core.apply = lambda net, p, s, z, y, train: seen.append(z) or (jnp.zeros((n, 8, 8, 1)), s)
-  try:
-    batch = {"image": jnp.zeros((n, 8, 8, 1)), "label": jnp.zeros(n, jnp.int32)}
-    made.stages[0].sample(made.templates[0], batch, KEY)
-  finally:
-    core.apply = true
-  return np.asarray(seen[0])
+def zeros(made):
+  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made.templates[0])
+
+
+def test_truncation_bounds_z(monkeypatch):
+  """By a net that returns z."""
+  monkeypatch.setattr(core, "apply", lambda net, params, stats, z, y, train: (z, stats))
+  batch = {"image": jnp.zeros((400, 8, 8, 1)), "label": jnp.zeros(400, jnp.int32)}
+  for threshold in (2.0, 1.0, 0.5, 0.0):
+    made = job.prepare(config_of("test", **{"model.truncation": threshold}))
+    largest = np.abs(made.stages[0].sample(zeros(made), batch, KEY)["image"]).max()
+    assert 0.95 * threshold < largest <= threshold if threshold else largest > 2.5
+
+
+def test_samples_are_less_various_at_a_lower_threshold():
+  """Mean distance of pairs of a class, each threshold with statistics of its own."""
+  _, _, _, batch, (one, _) = first()
+  batch, spread = {**batch, "label": jnp.zeros(16, jnp.int32)}, []
+  for threshold in (2.0, 0.5, 0.04):
+    stage = job.prepare(config_of("test", **{"model.truncation": threshold})).stages[0]
+    draw = jax.jit(lambda k: stage.sample(one, batch, k)["image"], compiler_options=QUICK)
+    x = np.concatenate([draw(jax.random.key(i)) for i in range(8)]).reshape(8 * 16, -1)
+    spread.append(np.linalg.norm(x[:, None] - x[None], axis=-1).sum() / (len(x) * (len(x) - 1)))
+  assert spread[0] > 1.4 * spread[1] and spread[1] > 1.4 * spread[2], spread
+
+
+def levels(monkeypatch):
+  """Nets whose statistics are the largest |z| of the batch, and images those statistics."""
+
+  def apply(net, params, stats, z, y, train):
+    level = jnp.abs(z).max() if train else jax.tree.leaves(stats["batch_stats"])[0].max()
+    norms = jax.tree.map(lambda s: jnp.full_like(s, level), stats["batch_stats"])
+    return level * jnp.ones((len(z), 8, 8, 1)), {**stats, "batch_stats": norms}
+
+  monkeypatch.setattr(core, "apply", apply)
+
+
+def test_samples_use_statistics_of_their_state_and_truncation(monkeypatch):
+  """The state's where they are that, else new ones."""
+  levels(monkeypatch)
+  made = job.prepare(config_of("test"))  # z is cut at 0.5
+  start, batch = zeros(made), {"image": jnp.zeros((8, 8, 8, 1)), "label": jnp.zeros(8, jnp.int32)}
+  draw = jax.jit(lambda s: made.stages[0].sample(s, batch, KEY)["image"].max())
+
+  def at(step, threshold):
+    statistics = jax.tree.map(lambda s: s + 7, start.extra["standing"]["statistics"])
+    kept = {"step": jnp.int32(step), "threshold": jnp.float32(threshold), "statistics": statistics}
+    return start.replace(step=jnp.int32(3), extra={"standing": kept})
+
+  assert draw(at(3, 0.5)) == 7
+  for stale in (at(-1, 0.5), at(2, 0.5), at(3, 0.0), at(3, 1.0)):
+    assert 0.4 < draw(stale) <= 0.5
+
+
+def test_the_picture_of_truncation_has_statistics_of_each_threshold(monkeypatch):
+  levels(monkeypatch)
+  made = job.prepare(config_of("test", **{"model.standing_passes": 4}))
+  found = jax.jit(made.stages[0].show)(zeros(made), {}, KEY)
+  assert found["truncation"].shape == (8, 10, 8, 8, 1) == found["classes"].shape
+  for rows, threshold in zip(found["truncation"].reshape(4, -1), biggan.CUTS, strict=True):
+    assert 0.7 * threshold < rows.min() == rows.max() <= threshold
+  assert 0.4 < found["classes"].max() <= 0.5 and 0.4 < found["interpolation"].max() <= 0.5
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_both_players_see_statistics_of_parts(accumulate, monkeypatch):
+  """By nets that paint the label and look for it, and statistics that count examples."""
+
+  def apply(net, params, stats, x, y, train):
+    if x.ndim == 4:
+      return -jnp.abs(x.mean((1, 2, 3)) - y), stats
+    return y[:, None, None, None] * ONES, jax.tree.map(lambda s: s + len(y), stats)
+
+  made = job.prepare(config_of("test", accumulate=accumulate, num_devices=1))
+  y = jnp.arange(16, dtype=jnp.int32) % 10
+  batch = {"image": y[:, None, None, None] * ONES, "label": y}
+  monkeypatch.setattr(core, "apply", apply)
+  step = jax.jit(lambda s: made.stages[0].step(s, batch, KEY))
+  after, found = step(zeros(made))
+  assert found["loss_d"] == 2 and found["margin"] == 0  # every sample is beside its own label
+  for counted in jax.tree.leaves(after.stats["g"]):  # in two steps of D and one of G
+    np.testing.assert_array_equal(counted, 3 * 8 / accumulate)
+  after, _ = step(after)  # the second step takes standing statistics
+  found = after.extra["standing"]
+  assert found["step"] == 2 and found["threshold"] == 0.5
+  for counted, average in zip(
+    jax.tree.leaves(found["statistics"]), jax.tree.leaves(after.ema["g_stats"]["batch_stats"])
+  ):
+    np.testing.assert_allclose(counted - average, 8 / accumulate, rtol=1e-5)
 
 
 def test_standing_statistics_are_means_over_batches():
-  """Every 2 steps in the test variant, over 2 batches, of the averaged G; samples then use them."""
-  _, stage, state, batch, (one, _) = first()
+  """Every 2 steps in the test variant, over 2 batches, of the averaged G."""
+  _, _, state, batch, (one, _) = first()
   unchanged = lambda a, b: all(
     (np.asarray(x) == np.asarray(y)).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
   )
   assert unchanged(state.extra, one.extra)
   two, _ = step_of()(one, batch, jax.random.key(5))
   assert not unchanged(one.extra, two.extra)
-  first_norm = two.extra["standing"]["net"]["block0"]["norm0"]
+  standing = two.extra["standing"]["statistics"]
+  first_norm = standing["net"]["block0"]["norm0"]
   # of one batch or two, not of an average that began at 0 and 1
   running = two.ema["g_stats"]["batch_stats"]["net"]["block0"]["norm0"]
   assert (first_norm["var"] < 0.5 * running["var"]).all()
-  draw = jax.jit(lambda s: stage.sample(s, batch, KEY)["image"], compiler_options=QUICK)
-  other = two.replace(
-    ema={**two.ema, "g_stats": {**two.ema["g_stats"], "batch_stats": two.extra["standing"]}}
-  )
-  np.testing.assert_array_equal(draw(two), draw(other))
-  assert np.abs(draw(two) - draw(two.replace(extra=state.extra))).max() > 1e-3
 
 
 def test_learning_rates_and_epsilons(monkeypatch):
@@ -230,6 +318,12 @@ def test_errors_say_what_is_allowed():
     ({"model.z_dim": 5}, "z_dim"),
     ({"model.truncation": -1.0}, "truncation"),
     ({"model.embed_features": 0}, "embed_features"),
+    ({"model.d_steps": 0}, "model.d_steps=0"),
+    ({"model.standing_passes": 0}, "model.standing_passes=0"),
+    ({"model.scheme": "uniform"}, "model.scheme='uniform'.*glorot, orthogonal, normal"),
+    ({"model.d_down": 2}, "model.d_down to 0 ... 1"),
+    ({"model.attention": (7,)}, r"height 7 .*\[8\].*\[4\].*model.attention"),
+    ({"data.image_size": 32}, r"\[32\].*\[16\].*model.attention, or --config.data.image_size"),
     ({"data.source": "folder", "data.channels": 1}, "no labels"),
   ):
     with pytest.raises((ValueError, job.UserError), match=match):
@@ -256,8 +350,10 @@ def test_small_puts_the_label_that_was_asked_for_and_averaging_helps(tmp_path):
   metrics, (evaluator, state) = trained(tmp_path / "run")
   assert metrics["label_agreement"] >= 0.9, metrics
   real, averaged = evaluator.real(2_000)["image"], evaluator.draw(state, 2_000)["image"]
-  raw_state = state.replace(ema={"g": state.params["g"], "g_stats": state.stats["g"]})
-  raw_state = raw_state.replace(extra={"standing": state.stats["g"]["batch_stats"]})
+  standing = {**state.extra["standing"], "step": state.step - 1}  # old, so taken anew of the raw G
+  raw_state = state.replace(
+    ema={"g": state.params["g"], "g_stats": state.stats["g"]}, extra={"standing": standing}
+  )
   raw = evaluator.draw(raw_state, 2_000)["image"]
   assert mmd(averaged, real) < mmd(raw, real)
 

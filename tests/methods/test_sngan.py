@@ -24,23 +24,23 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
 
 
 @functools.cache
-def stepper(variant="test"):
-  return jax.jit(first_stage(variant).step)  # as the contract test compiles it
+def stepper():
+  return jax.jit(first_stage().step)  # as the contract test compiles it
 
 
 @functools.cache
-def first_stage(variant):
-  return job.prepare(config_of(variant)).stages[0]
+def first_stage():
+  return job.prepare(config_of("test")).stages[0]
 
 
 @functools.cache
-def first(variant="test"):
+def first():
   """The stage, its first state, a batch, and state and metrics after a step."""
-  stage = first_stage(variant)
-  image = jnp.tanh(jax.random.normal(jax.random.key(3), (16 if variant == "test" else 8, 8, 8, 1)))
+  stage = first_stage()
+  image = jnp.tanh(jax.random.normal(jax.random.key(3), (16, 8, 8, 1)))
   batch = {"image": image, "label": jnp.arange(len(image), dtype=jnp.int32) % 10}
   state = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0), batch, None)
-  return stage, state, batch, stepper(variant)(state, batch, jax.random.key(1))
+  return stage, state, batch, stepper()(state, batch, jax.random.key(1))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,7 @@ def first(variant="test"):
     ("paper", 4_276_739, 1_053_824),
     ("paper_cnn", 3_828_739, 5_860_865),
     ("imagenet", 41_996_931, 30_041_857),
+    ("instance", 3_575_744, 2_764_736),
   ],
 )
 def test_paper_has_the_published_sizes(variant, g, d):
@@ -57,8 +58,9 @@ def test_paper_has_the_published_sizes(variant, g, d):
   assert {n: core.count(p) for n, p in made.templates[0].params.items()} == {"g": g, "d": d}
   batch = core.batch_shapes(made.infos[0], 2)
   image = jax.eval_shape(made.stages[0].sample, made.templates[0], batch, KEY)
-  side = 128 if variant == "imagenet" else 32
+  side = {"imagenet": 128, "instance": 64}.get(variant, 32)
   assert image["image"].shape == (2, side, side, 3)
+  assert config.data.test_split == ("validation" if variant == "imagenet" else "test")
 
 
 def test_projection_adds_a_vector_for_each_class():
@@ -75,6 +77,71 @@ def test_every_weight_of_d_is_normalised_and_none_of_g():
   assert set(state.stats["g"]) == {"batch_stats"}
   made = job.prepare(config_of("control"))
   assert made.templates[0].stats["d"] == {}
+
+
+SOFTPLUS = np.log1p(np.exp(-2.0))
+TINY = {  # the variant `instance`, small
+  "data.source": "embedded",
+  "data.name": "mnist10k",
+  "data.channels": 0,
+  "data.image_size": 8,
+  "batch_size": 8,
+  "model.g_widths": (8, 4),
+  "model.d_widths": (4, 8),
+}
+
+
+@pytest.mark.parametrize(
+  "variant, changes",
+  [("test", {}), ("test_cnn", {}), ("instance", {**TINY, "model.d_widths": (4, 8, 8)})],
+)
+def test_images_need_not_be_square(variant, changes):
+  made = job.prepare(config_of(variant, **{**changes, "data.image_size": (16, 24)}))
+  batch = core.batch_shapes(made.infos[0], made.sizes[0])
+  out = jax.eval_shape(made.stages[0].sample, made.templates[0], batch, KEY)
+  assert out["image"].shape == (made.sizes[0], 16, 24, 1)
+  jax.eval_shape(lambda *a: made.stages[0].step(*a), made.templates[0], batch, KEY)
+
+
+def test_instance_normalises_all_weights_but_the_last():
+  """Of G and of D, whose output is a map; maps have mean 0 and variance 1, and no scale."""
+  config = config_of("instance")
+  made = job.prepare(config)
+  for n in ("g", "d"):
+    net = made.templates[0].params[n]["net"]
+    kernels = {path for path, w in core_paths(net) if w.ndim > 1}
+    assert "last/kernel" in kernels and set(net["last"]) == {"kernel"} and len(kernels) == 5
+    assert set(made.templates[0].stats[n]) == {"spectral"}
+    assert set(made.templates[0].stats[n]["spectral"]["u"]) == kernels - {"last/kernel"}
+    assert {path for path, w in core_paths(net) if w.ndim == 1} == {
+      path.replace("kernel", "bias") for path in kernels - {"last/kernel"}
+    }
+  _, d = sngan.networks(config, (64, 64, 3), 0)
+  logits = jax.eval_shape(lambda: d.init_with_output(KEY, jnp.zeros((2, 64, 64, 3)))[0])
+  assert logits.shape == (2, 3, 3)
+  x = sngan.instance_norm(3 + 2 * jax.random.normal(KEY, (2, 16, 8, 3)))
+  np.testing.assert_allclose(x.mean((1, 2)), 0.0, atol=1e-5)
+  np.testing.assert_allclose(x.std((1, 2)), 1.0, atol=1e-4)
+
+
+def core_paths(tree):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    yield "/".join(k.key for k in path), leaf
+
+
+@pytest.mark.parametrize("variant, changes", [("test_cnn", {}), ("instance", TINY)])
+def test_kernels_start_at_a_deviation_of_two_hundredths(variant, changes):
+  wide = {"model.g_widths": (32, 16), "model.d_widths": (16, 32), "model.z_dim": 16}
+  made = job.prepare(config_of(variant, **{**changes, **wide}))
+  batch = {"image": jnp.zeros((8, 8, 8, 1))}
+  params = jax.jit(lambda: made.stages[0].init(KEY, batch, None).params, compiler_options=QUICK)()
+  for path, w in core_paths(params):
+    if path.endswith("kernel"):
+      tolerance = 4 / (2 * w.size) ** 0.5  # standard errors of a standard deviation
+      np.testing.assert_allclose(w.std(), 0.02, rtol=tolerance, err_msg=path)
+      np.testing.assert_allclose(w.mean(), 0.0, atol=0.02 * 4 / w.size**0.5, err_msg=path)
+    elif path.endswith("bias"):
+      assert not w.any(), path
 
 
 def test_one_step_of_g_with_128_samples_then_five_of_d(monkeypatch):
@@ -130,14 +197,50 @@ def test_losses_at_known_outputs():
   np.testing.assert_allclose(losses.bce_d(zero, zero), 2 * np.log(2), rtol=1e-6)
 
 
-def test_each_player_moves_on_its_own_loss():
-  """The hinge loss for the ResNet, the logistic loss for the CNN; at the start D is near 0."""
-  for variant, start in (("test", 2.0), ("test_cnn", 2 * np.log(2))):
-    _, state, _, (after, found) = first(variant)
-    np.testing.assert_allclose(found["loss_d"], start, rtol=0.5)
-    for n in ("g", "d"):
-      moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params[n], after.params[n])
-      assert max(jax.tree.leaves(moved)) > 1e-5, n
+@pytest.mark.parametrize(
+  "variant, changes, silent, sure",
+  [
+    ("test", {}, (2.0, 0.0), (0.0, -2.0)),
+    ("test_cnn", {}, (2 * np.log(2), np.log(2)), (2 * SOFTPLUS, SOFTPLUS)),
+    ("instance", TINY, (np.log(2), np.log(2)), (SOFTPLUS, SOFTPLUS)),
+  ],
+)
+def test_losses_of_the_variants(variant, changes, silent, sure, monkeypatch):
+  """For a D that says 0, and one that says 2 of what comes first and -2 of the samples after it."""
+  made, true = job.prepare(config_of(variant, **changes)), core.apply
+  batch = {"image": jnp.zeros((made.sizes[0], 8, 8, 1)), "label": jnp.zeros(made.sizes[0], int)}
+  size = made.config.batch_size
+
+  def found(scale):
+    def apply(net, params, stats, x, *args, train):
+      out, new = true(net, params, stats, x, *args, train=train)
+      if x.ndim == 4:  # images, so it is D
+        out = scale * jnp.ones_like(out).at[size:].set(-1.0)
+      return out, new
+
+    monkeypatch.setattr(core, "apply", apply)
+    losses_of = lambda s: [made.stages[0].step(s, batch, KEY)[1][f"loss_{n}"] for n in ("d", "g")]
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made.templates[0])
+    return jax.jit(losses_of, compiler_options=QUICK)(state)
+
+  np.testing.assert_allclose(found(0.0), silent, rtol=1e-6)
+  np.testing.assert_allclose(found(2.0), sure, rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant, changes", [("test_cnn", {}), ("instance", TINY)])
+def test_each_player_moves(variant, changes):
+  """Of the variants that the contract does not run."""
+  made = job.prepare(config_of(variant, **changes))
+  stage, batch = made.stages[0], {"image": jax.random.normal(KEY, (made.sizes[0], 8, 8, 1))}
+
+  def run():
+    state = stage.init(KEY, batch, None)
+    return state.params, *stage.step(state, batch, KEY)
+
+  before, after, found = jax.jit(run, compiler_options=QUICK)()
+  for n in ("g", "d"):
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[n], after.params[n])
+    assert max(jax.tree.leaves(moved)) > 1e-5 and np.isfinite(found[f"loss_{n}"]), n
 
 
 def test_the_class_reaches_both_networks():
@@ -166,14 +269,25 @@ def test_data_are_dequantised_where_asked(monkeypatch):
     seen.clear()
     jax.eval_shape(lambda *a: made.stages[0].step(*a), made.templates[0], batch, KEY)
     assert bool(seen) == asked and set(seen) <= {(8, 8, 8, 1)}
+    seen.clear()
+    held_out = lambda *a: made.stages[0].evaluate(*a)
+    jax.eval_shape(held_out, made.templates[0], core.batch_shapes(made.infos[0], 4), KEY)
+    assert seen == ([(4, 8, 8, 1)] if asked else [])  # D is asked about what it was trained on
 
 
 def test_errors_say_what_is_allowed():
   for changes, match in (
-    ({"model.nets": "unet"}, "resnet, cnn or mlp"),
-    ({"model.loss": "wasserstein"}, "hinge, bce"),
+    ({"model.nets": "unet"}, "model.nets='unet'.*resnet, cnn, instance, mlp"),
+    ({"model.loss": "wasserstein"}, "model.loss='wasserstein'.*hinge, bce, half_bce"),
+    ({"model.noise": "gaussian"}, "model.noise='gaussian'.*normal, uniform"),
+    ({"model.d_steps": 0}, "model.d_steps=0"),
+    ({"model.d_down": 2}, "model.d_down to 0 ... 1"),
     ({"model.nets": "cnn", "model.loss": "bce"}, "know no classes"),
-    ({"data.image_size": 31}, "image_size"),
+    ({"data.image_size": 31}, "data.image_size"),
+    (
+      {"model.nets": "instance", "model.conditional": False, "data.image_size": 2},
+      "data.image_size to a multiple of 2, at least 4",
+    ),
     ({"data.source": "folder", "data.channels": 1}, "no labels"),
   ):
     with pytest.raises((ValueError, job.UserError), match=match):

@@ -183,6 +183,22 @@ def test_orthogonal_penalty_against_numpy_on_a_convolution():
   close(0.5 * rows(grad), 2 * off @ rows(kernel), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(5, 12), (12, 5), (3, 3, 2, 18), (3, 3, 2, 40)])
+@pytest.mark.parametrize("off_diagonal", [True, False])
+def test_orthogonal_penalty_and_gradient_by_either_product(shape, off_diagonal):
+  kernel = images(shape)
+  w, out = rows(kernel), shape[-1]
+  excess = w @ w.T - np.eye(out)
+  if off_diagonal:
+    np.fill_diagonal(excess, 0.0)
+  penalty = lambda w: regularizers.orthogonal(w, off_diagonal=off_diagonal)
+  value, grad = jax.value_and_grad(penalty)(kernel)
+  close(value, (excess**2).sum())
+  close(rows(grad), 4 * excess @ w, rtol=1e-4, atol=1e-3)
+  products = str(jax.make_jaxpr(penalty)(kernel))
+  assert (f"f32[{out},{out}]" in products) == (out <= w.shape[1])
+
+
 def test_orthogonal_penalty_sums_kernels_and_skips_vectors_and_embeddings():
   params = {
     "conv": {"kernel": images((3, 3, 2, 4)), "bias": jnp.ones(4)},

@@ -96,6 +96,40 @@ def test_the_class_enters_every_block(generator):
   _, after = maps(net, variables, z, Y[::-1])
   np.testing.assert_array_equal(before["first"], after["first"])
   assert np.abs(before["block0"] - after["block0"]).max() > 1e-3
+  norms = [
+    f"params/{block}/{name}/" for block in ("block0", "block1") for name in ("norm0", "norm1")
+  ]
+  flat = traverse_util.flatten_dict(variables, sep="/")
+  for chosen in norms:  # the only one that reads the class; its embedding is rows 0 to 3
+    blind = {
+      path: w.at[:4].set(0.0) if path.startswith(tuple({*norms} - {chosen})) else w
+      for path, w in flat.items()
+    }
+    blind = traverse_util.unflatten_dict(blind, sep="/")
+    (_, before), (_, after) = (maps(net, blind, z, y) for y in (Y, Y[::-1]))
+    block = chosen.split("/")[1]
+    assert np.abs(before[block] - after[block]).max() > 1e-3, chosen
+    if block == "block1":
+      np.testing.assert_array_equal(before["block0"], after["block0"])
+
+
+def test_without_its_maps_the_conditional_norm_of_vectors_is_the_plain_one():
+  x, vectors, net = normal(0, 2, 4, 4, 3), normal(1, 2, 6), resnet.UpBlock(5)
+  plain, conditional = (
+    jax.jit(net.init, static_argnums=3)(KEY, x, c, True) for c in (None, vectors)
+  )
+  kernels = {n: p for n, p in plain["params"].items() if not n.startswith("norm")}
+  zeros = {n: jax.tree.map(jnp.zeros_like, conditional["params"][n]) for n in ("norm0", "norm1")}
+  assert zeros["norm0"]["scale"].shape == (6, 3)
+
+  @jax.jit
+  def run(params, condition):
+    variables = {"params": params, "batch_stats": plain["batch_stats"]}
+    return net.apply(variables, x, condition, True, mutable=["batch_stats"])
+
+  (want, stats), (got, found) = run(plain["params"], None), run({**kernels, **zeros}, vectors)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, stats)
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +253,25 @@ def test_errors_say_what_is_allowed():
   ):
     with pytest.raises(ValueError, match=match):
       jax.eval_shape(lambda: core.build(net, KEY, jnp.zeros((2, 10)), Y))
+  for down in (-1, 3):
+    with pytest.raises(ValueError, match=r"d_down to 0 \.\.\. 2"):
+      jax.eval_shape(lambda: core.build(D((8, 8), down), KEY, jnp.zeros((2, 32, 32, 1))))
+
+
+def test_attention_is_at_heights_that_there_are():
+  """In G, in D or in both; what is in neither is refused. Images here are not square."""
+  g, d = G((16, 24, 1), (8, 8)), D((8, 8, 8), 2)
+  x = jnp.zeros((2, 16, 24, 1))
+  for net, given, of in ((g, jnp.zeros((2, 4)), g.heights), (d, x, d.heights(16))):
+    net = net.clone(attention=tuple(range(32)))
+    params, _ = jax.eval_shape(lambda net=net, given=given: core.build(net, KEY, given))
+    found = {n for n in params.get("trunk", params) if n.startswith("attention")}
+    assert found == {f"attention{height}" for height in of}
+  assert g.heights == [8, 16] and d.heights(16) == [8, 4, 4]
+  for size in (4, 8, 16):
+    resnet.check_attention(g.clone(attention=(size,)), d.clone(attention=(size,)))
+  for size in (7, 12, 24):
+    with pytest.raises(
+      ValueError, match=rf"height {size} .*\[8, 16\].*\[8, 4, 4\].*model.attention"
+    ):
+      resnet.check_attention(g.clone(attention=(8, size)), d)
