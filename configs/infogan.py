@@ -36,7 +36,7 @@ def get_config(variant="small"):
   m.fix_std = True  # Q's deviation of a number is 1
   m.q_player = "d"  # with whom Q moves: d, or g as the paper also allows
   m.plain = False
-  m.nets = "conv"  # or mlp, for points, of the layers `widths`
+  m.nets = "conv"  # or mlp, the one for points, of the layers `widths`
   m.widths = (64, 64)
   m.g_hidden, m.g_base, m.start = 256, 32, 7  # 7 -> 14 -> 28
   m.d_hidden, m.d_base, m.q_hidden, m.slope = 256, 32, 64, 0.01
@@ -47,6 +47,7 @@ def get_config(variant="small"):
     c.batch_size, c.num_steps = 256, 3_000
     c.metrics, c.num_eval_samples = ("codes.purity", "coverage.modes"), 2_560
     m.g_lr, m.ema, m.nets, m.slope = 2.0, 0.0, "mlp", 0.2
+    # beside a noise of 4 numbers the category is loud enough that G hears it unasked, in plain too
     m.noise_dim, m.num_categories, m.num_numbers = 16, 4, 0
   if variant == "paper":
     c.data.source, c.data.name = "prepared", "mnist"

@@ -9,7 +9,8 @@ Objective, in logits s = logit D, softplus(s) = log(1 + e^s), I = sum over codes
   I_c = E log Q(c | G(z, c)) - E log p(c), a lower bound of the mutual information of c and G(z, c)
 Q(c|x) is a softmax for the category, N(mean(x), 1) for a number (model.fix_std). info_category is
 at most the log of the number of categories. info_numbers puts N(0, 1) for p(c) as the authors' code
-does, though c is uniform on [-1, 1]: 0 where Q says 0, and at most 1/6 for each number.
+does, though c is uniform on [-1, 1]: 0 where Q says N(0, 1) and, with fix_std, at most 1/6 for each
+number.
 `plain` is the control: Q learns from a trunk that it does not move, and G does not hear of it.
 Departures: the authors' code puts 1e-8 inside its logarithms and normalises samples by the batch
 that it draws (model.bn_mode), its leaky units have slope 0.01, the paper's 0.1 (model.slope). The
@@ -45,6 +46,11 @@ def _norm(x: jax.Array, train: bool, dtype: Any) -> jax.Array:
   return norm.BatchNorm(scale_init=inits.normal(0.02, mean=1.0), dtype=dtype)(x, train)
 
 
+def _depth(image: tuple[int, int], start: int) -> int:
+  """How often a map doubles from `start` pixels on its short side to the image."""
+  return len(dcgan.sizes(image, start=start)) - 1
+
+
 class Generator(nn.Module):
   """Latents [B, Z] -> images [B, *shape] in [0, 1]: a dense layer, and DCGAN's generator on it."""
 
@@ -70,10 +76,14 @@ class Generator(nn.Module):
 
 
 class Trunk(nn.Module):
-  """What D and Q share: images [B, H, W, C] in [0, 1] -> [B, hidden]; no norm at first."""
+  """What D and Q share: images [B, H, W, C] in [0, 1] -> [B, hidden]; no norm at first.
+
+  Its convolutions halve the maps as often as G doubles them.
+  """
 
   base: int = 64
   hidden: int = 1024
+  start: int = 7
   slope: float = 0.01
   dtype: Any = jnp.float32
 
@@ -81,7 +91,7 @@ class Trunk(nn.Module):
   def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
     """Computes the features."""
     cut = nn.initializers.truncated_normal(0.02)  # at 2 deviations, as TensorFlow does
-    for i in range(2):
+    for i in range(_depth(x.shape[1:3], self.start)):
       x = conv.Conv(self.base * 2**i, 4, 2, kernel_init=cut, dtype=self.dtype)(x)
       x = nn.leaky_relu(_norm(x, train, self.dtype) if i else x, self.slope)
     x = nn.Dense(self.hidden, kernel_init=_normal, dtype=self.dtype)(x.reshape(len(x), -1))
@@ -89,7 +99,7 @@ class Trunk(nn.Module):
 
 
 class FlatTrunk(nn.Module):
-  """The same for points [B, D] -> [B, widths[-1]], without norm."""
+  """The same of dense layers for points or images [B, ...] -> [B, widths[-1]], without norm."""
 
   widths: tuple[int, ...]
   slope: float = 0.2
@@ -98,6 +108,7 @@ class FlatTrunk(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
     """Computes the features."""
+    x = x.reshape(len(x), -1)
     for width in self.widths:
       x = nn.leaky_relu(nn.Dense(width, dtype=self.dtype)(x), self.slope)
     return x
@@ -155,20 +166,32 @@ def bound(
   )
 
 
-def networks(m, shape: tuple, dtype: str) -> dict[str, nn.Module]:
-  """Returns G, the trunk and the heads d and q of a variant."""
-  num_outputs = m.num_categories + 2 * m.num_numbers
-  if m.nets == "mlp":
+def networks(m, shape: tuple[int, ...], dtype: str) -> dict[str, nn.Module]:
+  """Returns G, the trunk and the heads d and q of a variant, for images (H, W, C) or points (D,).
+
+  Raises:
+    ValueError: for unknown model.nets, or convolutions of what is no image or one too small.
+  """
+  num_outputs, image = m.num_categories + 2 * m.num_numbers, len(shape) == 3
+  if core.choice(m, "nets", ("conv", "mlp")) == "mlp":
     plain = {"kernel_init": nn.initializers.lecun_normal(), "dtype": dtype}
+    output = "sigmoid" if image else "none"
     return {
-      "g": mlp.Generator(shape, m.widths, activation="leaky_relu", output="none", **plain),
+      "g": mlp.Generator(shape, m.widths, activation="leaky_relu", output=output, **plain),
       "trunk": FlatTrunk(m.widths, slope=m.slope, dtype=dtype),
       "d": Head(**plain),
       "q": Head(num_outputs, **plain),
     }
+  if not image:
+    raise ValueError("convolutions take images, the data are points: set --config.model.nets=mlp")
+  if not _depth(shape[:2], m.start):
+    raise ValueError(
+      f"images of {shape[0]}x{shape[1]} pixels are no larger than the first map: set"
+      f" --config.model.start={m.start} to half their short side or less"
+    )
   return {
     "g": Generator(shape, base=m.g_base, hidden=m.g_hidden, start=m.start, dtype=dtype),
-    "trunk": Trunk(base=m.d_base, hidden=m.d_hidden, slope=m.slope, dtype=dtype),
+    "trunk": Trunk(m.d_base, m.d_hidden, m.start, slope=m.slope, dtype=dtype),
     "d": Head(dtype=dtype),
     "q": Head(num_outputs, hidden=m.q_hidden, slope=m.slope, dtype=dtype),
   }
@@ -178,7 +201,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of an InfoGAN for images or points.
 
   Raises:
-    ValueError: for fewer than 2 categories, an unknown model.q_player, or d_noise_steps below 1.
+    ValueError: for fewer than 2 categories, d_noise_steps below 1, an unknown name, or networks
+      that do not fit the data.
   """
   m = config.model
   if m.num_categories < 2:
@@ -186,8 +210,6 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       f"a code of {m.num_categories} categories tells nothing: set --config.model.num_categories"
       " to 2 or more"
     )
-  if m.q_player not in ("d", "g"):
-    raise ValueError(f"q_player {m.q_player!r}: choose d or g (--config.model.q_player)")
   if m.d_noise_steps < 1:
     raise ValueError(
       f"noise cannot end after {m.d_noise_steps} steps: set --config.model.d_noise_steps to 1 or"
@@ -195,8 +217,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
   data = "image" if "image" in info.shape else "point"
   nets = networks(m, info.shape[data], config.compute_dtype)
-  d_names = ["trunk", "d", "q"] if m.q_player == "d" else ["trunk", "d"]
-  g_names = ["g"] if m.q_player == "d" else ["g", "q"]
+  batch_statistics = core.choice(m, "bn_mode", ("running", "batch")) == "batch"
+  q_with_d = core.choice(m, "q_player", ("d", "g")) == "d"
+  d_names = ["trunk", "d", "q"] if q_with_d else ["trunk", "d"]
+  g_names = ["g"] if q_with_d else ["g", "q"]
   tx = {
     "d": optim.adam(config.lr, b1=m.b1),
     "g": optim.adam(config.lr * m.g_lr, b1=m.b1),
@@ -270,7 +294,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       real_logits, _, stats = read(p, state.stats, view(0, b["x"]), with_q=False)
       fake_logits, out, stats = read(p, stats, view(1, b["fake"]))
       gain, found = information(out, b["z"])
-      loss = losses.bce_d(real_logits, fake_logits) - (gain if m.q_player == "d" else 0.0)
+      loss = losses.bce_d(real_logits, fake_logits) - (gain if q_with_d else 0.0)
       return loss, (stats, {**diagnostics.discriminator_stats(real_logits, fake_logits), **found})
 
     def g_loss(p, b):  # moves g on other fakes, through the trunk and q that have just moved
@@ -290,7 +314,6 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return state.replace(step=state.step + 1, ema=ema), {**found, **more}
 
   def generate(state, z):
-    batch_statistics = m.bn_mode == "batch"
     x = G(state.ema, {"g": state.ema["g_stats"]}, z, train=batch_statistics)[0]
     return 2 * x - 1 if unit else x
 
@@ -298,10 +321,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     x = (x + 1) / 2 if unit else x
     return read(state.params, state.stats, x, train=False)[1]
 
-  def with_code(z, category, numbers=None):  # [n, Z], [n], [n, N]: other codes in the place of z's
-    start, end = m.noise_dim, m.noise_dim + m.num_categories
-    z = z.at[:, start:end].set(jax.nn.one_hot(category, m.num_categories))
-    return z if numbers is None else z.at[:, end:].set(numbers)
+  def with_category(z, category):  # [n, Z], [n]: another one in the place of z's
+    one_hot = jax.nn.one_hot(category, m.num_categories)
+    return z.at[:, m.noise_dim : m.noise_dim + m.num_categories].set(one_hot)
 
   def sample(state, batch, key):
     k_z, k_first = jax.random.split(key)
@@ -309,7 +331,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     # 8 in a row share a category, a row of the picture; the first is drawn, so all are as likely
     first = jax.random.randint(k_first, (), 0, m.num_categories)
     category = (first + jnp.arange(n) // 8) % m.num_categories
-    found = {data: generate(state, with_code(latent(k_z, n), category)), "category": category}
+    found = {data: generate(state, with_category(latent(k_z, n), category)), "category": category}
     if "label" in batch:  # what Q, which never saw a label, makes of the data
       seen = ask(state, batch[data])[:, : m.num_categories].argmax(1).astype(jnp.int32)
       found |= {"data_category": seen, "data_label": batch["label"]}
@@ -320,21 +342,22 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return information(ask(state, generate(state, z)), z)[1]
 
   def show(state, batch, key):
-    num = m.num_categories
     if data != "image":
       found = sample(state, batch, key)
       plane = info.shape[data] == (2,)
       return {"codes": {"points": found[data], "label": found["category"]}} if plane else {}
-    z = latent(key, 10)
-    rows = jnp.repeat(jnp.arange(num), 10)
-    paint = lambda z: generate(state, z).reshape(num, 10, *info.shape[data])
-    found = {"categories": paint(with_code(jnp.tile(z, (num, 1)), rows))}  # a noise in each column
-    one = jnp.tile(z[:1], (num * 10, 1))
-    # one noise; a category in each row, the number grows from left to right
+
+    def paint(z):  # of 10 columns
+      return generate(state, z).reshape(-1, 10, *info.shape[data])
+
+    num = m.num_categories
+    z = latent(key, 10)  # of the columns; down the rows one code changes
+    every = jnp.repeat(jnp.arange(num), 10)
+    found = {"categories": paint(with_category(jnp.tile(z, (num, 1)), every))}
+    z = jnp.tile(with_category(z, jnp.arange(10) % num), (10, 1))  # another digit in each column
+    sweep = jnp.repeat(jnp.linspace(-SWEEP, SWEEP, 10), 10)
     for i in range(m.num_numbers):
-      numbers = one[:, -m.num_numbers :]
-      numbers = numbers.at[:, i].set(jnp.tile(jnp.linspace(-SWEEP, SWEEP, 10), num))
-      found[f"number_{i}"] = paint(with_code(one, rows, numbers))
+      found[f"number_{i}"] = paint(z.at[:, m.noise_dim + num + i].set(sweep))
     return found
 
   return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]

@@ -10,6 +10,10 @@ from scipy.optimize import linear_sum_assignment
 from gm.core import Info
 from gm.metrics import digits
 
+_MEND = (
+  "take it out of --config.metrics, or use --config=configs/infogan.py or configs/aae.py:clustering"
+)
+
 
 def purity(
   fake: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], info: Info
@@ -43,8 +47,7 @@ def purity(
   if "category" not in fake or not ("image" in fake or ("point" in fake and info.modes)):
     raise ValueError(
       "codes.purity takes samples with a category, as images of digits or as points with known"
-      f" modes; these hold {_names(fake)}: take it out of --config.metrics, or use"
-      " --config.method=infogan"
+      f" modes; these hold {_names(fake)}: {_MEND}"
     )
   if "image" in fake:
     classes = digits.classify(fake["image"])[0].argmax(1)
@@ -76,7 +79,7 @@ def clusters(
   if "data_category" not in fake or "data_label" not in fake:
     raise ValueError(
       "codes.clusters takes the categories that a model sees in labelled data; the samples hold"
-      f" {_names(fake)}: take it out of --config.metrics, or use --config.method=infogan"
+      f" {_names(fake)}: {_MEND}"
     )
   found = agreement(fake["data_category"], fake["data_label"])
   return {f"cluster_{k}": v for k, v in found.items()}

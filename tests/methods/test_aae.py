@@ -1,6 +1,7 @@
 """AAE: sizes, which loss moves what, losses by hand, spokes, labels, and what is learned."""
 
 import importlib
+import itertools
 import json
 import math
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import core, inspection, job, loop
+from gm import core, inspection, job, loop, optim
 from gm.methods import aae
 from gm.metrics import digits
 
@@ -64,8 +65,7 @@ def moves_of(stage):
     def spy(now, tx, loss_fn, names, b, *, slot=None, accumulate=1):
       players[slot] = set(names)
       after, found = true(now, tx, loss_fn, names, b, slot=slot, accumulate=accumulate)
-      # cls is traced inside a condition, out of which nothing may be taken
-      seen[slot] = (state.params, b, {}) if slot == "cls" else (now.params, b, found)
+      seen[slot] = now.params, b, found
       losses[slot] = loss_fn
       return after, found
 
@@ -99,6 +99,7 @@ def game():
   ("variant", "encoder", "decoder", "discriminators"),
   [
     ("paper", 1_790_004, 1_788_784, [1_005_001]),
+    ("paper_spokes", 1_790_004, 1_788_784, [1_016_001]),  # sees 2 numbers and one of 11 labels
     ("paper_supervised", 1_790_004, 1_798_784, [1_005_001]),
     ("paper_semisupervised", 1_816_030, 1_806_784, [1_013_001, 1_013_001]),
   ],
@@ -109,6 +110,41 @@ def test_paper_has_the_published_sizes(variant, encoder, decoder, discriminators
   assert sum(found.get(n, 0) for n in ("enc", "z_head", "y_head")) == encoder
   assert found["dec"] == decoder
   assert [found[n] for n in ("d_z", "d_y") if n in found] == discriminators
+
+
+@pytest.mark.parametrize(
+  ("variant", "epochs"),
+  [
+    ("paper", (100, 300, 400)),
+    ("paper_spokes", (100, 300, 400)),
+    ("paper_supervised", (100, 300, 400)),
+    ("paper_semisupervised", (150, 200, 250)),
+    ("paper_clustering", (150, 200, 250)),
+  ],
+)
+def test_paper_recipe(variant, epochs, monkeypatch):
+  """The rate falls to a tenth twice, of a move that is made in every tenth step too."""
+  rates, true = [], optim.adam
+  spy = lambda lr, b1: rates.append((lr, b1)) or true(lr, b1)
+  monkeypatch.setattr(optim, "adam", spy)
+  config = config_of(variant)
+  job.prepare(config)
+  first, second, last = (469 * n for n in epochs)
+  assert (config.batch_size, config.num_steps) == (128, last)
+  assert len(rates) == len(config.model.moves)
+  for move, (rate, b1) in zip(config.model.moves, rates, strict=True):
+    every = 10 if move == "cls" else 1
+    found = [rate(s // every) for s in (0, first - 1, first, second - 1, second, last)]
+    np.testing.assert_allclose(found, [2e-4, 2e-4, 2e-5, 2e-5, 2e-6, 2e-6], rtol=1e-5)
+    assert b1 == 0.5
+
+
+def test_a_sixth_of_what_d_sees_has_a_label():
+  """10,000 of 60,000 images are labelled."""
+  config = config_of("paper_spokes")
+  made, more = job.prepare(config), config.model.labelled_batch
+  assert made.templates[-1].extra["label"].shape == (10_000,)
+  np.testing.assert_allclose(more / (config.batch_size + more), 1 / 6, atol=0.003)
 
 
 def test_networks_start_as_in_the_port():
@@ -144,9 +180,9 @@ def test_order_and_optimizers(game):
   """Each move starts where the one before ended, on noise of its own, with moments of its own."""
   _, state, _, players, _, (seen, after, _) = game
   assert list(players) == list(MOVES)
-  starts = [seen[move][0] for move in MOVES if move != "cls"]
+  starts = [*(seen[move][0] for move in MOVES), after.params]
   jax.tree.map(np.testing.assert_array_equal, starts[0], state.params)
-  for move, before, then in zip(MOVES, starts, starts[1:], strict=False):
+  for move, (before, then) in zip(MOVES, itertools.pairwise(starts), strict=True):
     changed = {n for n in before if moving(jax.tree.map(jnp.subtract, before[n], then[n]))}
     assert changed == MOVES[move], move
   eps = [b["eps"] for _, b, _, _ in seen.values()]
@@ -162,7 +198,7 @@ def test_labels_play_every_so_many_steps():
   step = jax.jit(stage.step, compiler_options=QUICK)
   for i in range(4):
     state, found = step(state, batch, jax.random.key(i))
-    assert found["loss_cls"] > 0
+    assert found["loss_cls"] > 0 and found["gradnorm_cls"] > 0  # also where it does not play
   assert int(state.opt["cls"][0].count) == 2  # steps 0 and 3
   assert int(state.opt["g_y"][0].count) == 4
 
@@ -198,7 +234,9 @@ def test_losses_where_all_networks_say_zero(game):
   # D has moved by then, by one step of Adam
   np.testing.assert_allclose(seen["g_z"][2]["loss_g_z"], 6 * math.log(2), rtol=0.02)
   np.testing.assert_allclose(seen["g_y"][2]["loss_g_y"], 6 * math.log(2), rtol=0.02)
-  np.testing.assert_allclose(found["loss_cls"], math.log(10), rtol=0.02)
+  np.testing.assert_allclose(seen["cls"][2]["loss_cls"], math.log(10), rtol=0.02)
+  for *_, of_move, _ in seen.values():  # the metrics are those of the moves
+    assert {name: found[name] for name in of_move} == of_move
   noise = np.asarray(seen["rec"][1]["x"] - batch["image"])
   np.testing.assert_allclose([noise.mean(), noise.std()], [0, 0.3], atol=0.02)
 
@@ -338,15 +376,26 @@ def test_clusters_and_the_baseline_sample_what_their_metrics_take():
 
 def test_what_cannot_work_is_refused():
   points = {"data.source": "points", "data.name": "gaussian1d"}
+  unlabelled = {"data.source": "folder", "data.channels": 1, "data.image_size": 28}
   for changes, flag in (
     ({"model.moves": ("rec", "vae")}, "moves"),
+    ({"model.moves": ("rec", "g_z")}, "g_z plays against d_z: --config.model.moves"),
+    ({"model.moves": ("rec", "g_y")}, "g_y plays against d_y: --config.model.moves"),
+    ({"model.moves": ()}, "moves"),
     ({"model.prior": "ring"}, "prior"),
+    ({"model.widths": ()}, "widths"),
+    ({"model.z_dim": 0}, "z_dim"),
+    ({"model.labelled_batch": 0}, "labelled_batch"),
+    ({"model.label_every": 0}, "label_every"),
+    ({"model.num_labels": -10}, "num_labels"),
+    ({"model.moves": ("d_y", "g_y"), "model.num_categories": 1}, "num_categories"),
     ({"model.prior": "spokes", "model.z_dim": 3}, "z_dim"),
     ({"model.decoder_label": True}, "decoder_label"),
     ({"model.num_labels": 0}, "num_labels"),
     ({"model.num_labels": 25}, "num_labels"),
     ({"model.num_categories": 16}, "num_categories"),
-    (points, "num_labels"),
+    (points, "data.source"),
+    (unlabelled, "num_labels"),
   ):
     with pytest.raises(job.UserError, match=flag):
       job.prepare(config_of("test", **changes))
@@ -398,3 +447,10 @@ def test_unlabelled_images_help(tmp_path):
     )
     gains.append(found - baseline)
   assert min(gains) >= 0.03, gains
+
+
+@pytest.mark.learning
+def test_clusters_follow_classes(tmp_path):
+  """Without any label; 16 categories that say nothing reach 0.2 at most."""
+  found = train(config_of("clustering"), tmp_path)
+  assert found["cluster_purity"] >= 0.25 and found["cluster_classes"] >= 3, found

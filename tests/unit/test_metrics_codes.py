@@ -67,7 +67,7 @@ def test_errors():
   for fake in ({"image": x}, {"point": x[:, 0, 0], "category": np.zeros(2, int)}):
     with pytest.raises(ValueError, match="a category, as images of digits or as points"):
       codes.purity(fake, {}, Info({}))
-  with pytest.raises(ValueError, match=r"hold image.*config.metrics"):
+  with pytest.raises(ValueError, match=r"hold image.*config.metrics.*infogan.*aae.py:clustering"):
     codes.clusters({"image": x}, {}, Info({}))
   for k, c in (([0, 1], [0]), ([], [])):
     with pytest.raises(ValueError, match="do not pair"):
