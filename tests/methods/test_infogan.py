@@ -419,16 +419,17 @@ def test_ring_and_its_control(tmp_path, seed):
 
 @pytest.mark.learning
 def test_small_finds_the_digits(tmp_path):
-  """The best of three seeds; the bound of each rises, and is not that of a plain GAN."""
-  runs = []
+  """A category becomes a digit in every seed, best in one of three; in a plain GAN in none."""
+  best = 0.0
   for seed in range(3):
     folder = tmp_path / str(seed)
-    runs.append(train(config_of("small", seed=seed), folder))
+    found = train(config_of("small", seed=seed), folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     info = [line["info_category"] for line in lines if "info_category" in line]
     assert info[-1] > 1.8 and info[-1] > info[0] + 1, info
-  best = max(runs, key=lambda found: found["code_purity"])
-  assert best["code_purity"] >= 0.8 and best["code_classes"] >= 8, runs
-  plain = train(config_of("plain"), tmp_path / "plain")
-  assert plain["code_purity"] <= 0.3, plain
-  assert plain["info_category"] < best["info_category"] - 1, plain
+    assert found["code_purity"] >= 0.7 and found["code_classes"] >= 8, found
+    best = max(best, found["code_purity"])
+    plain = train(config_of("plain", seed=seed), tmp_path / f"plain{seed}")
+    assert plain["code_purity"] <= 0.3, plain
+    assert plain["info_category"] < found["info_category"] - 1, plain
+  assert best >= 0.8, best
