@@ -9,7 +9,7 @@ import numpy as np
 from gm.core import Info
 
 SMALLEST = 16  # pixels of the coarsest scale
-PATCH = 7  # pixels of a patch's side
+PATCH = 7  # pixels of a patch's side, or all of a smaller image's
 NUM_PATCHES = 2**17  # of each side and scale; the paper: 128 of each of 16,384 images
 NUM_DIRECTIONS = 512  # the paper's 4 times 128
 _BINOMIAL = np.array([1, 4, 6, 4, 1], np.float32) / 16
@@ -20,13 +20,13 @@ def wasserstein(
 ) -> dict[str, float]:
   """Compares patches of samples and of data at every scale of a Laplacian pyramid.
 
-  Patches are 7 x 7 pixels at random places; each side's are normalised by their own mean and
-  standard deviation per channel, so brightness and contrast do not count. The distance is the mean
-  over random unit directions of W1 between their projections on it, times 1000. The finest scale
-  holds sharpness and noise, the coarsest the layout.
+  Patches are 7 x 7 pixels at random places, or as large as an image that is smaller; each side's
+  are normalised by their own mean and standard deviation per channel, so brightness and contrast do
+  not count. The distance is the mean over random unit directions of W1 between their projections on
+  it, times 1000. The finest scale holds sharpness and noise, the coarsest the layout.
 
   Args:
-    fake: "image" [N, H, W, C] in [-1, 1].
+    fake: "image" [N, H, W, C]; values are clipped to [-1, 1].
     real: "image" [M, H, W, C]; min(N, M) images of each are compared.
     info: not used.
 
@@ -34,7 +34,7 @@ def wasserstein(
     swd_<pixels> for every halving of the shorter side down to 16, and swd, their mean.
 
   Raises:
-    ValueError: if there are no images, they differ in size, or are smaller than a patch.
+    ValueError: if there are no images, or they differ in size.
 
   Source: Karras et al., 2018, arXiv:1710.10196, section 5, and its code.
 
@@ -42,11 +42,11 @@ def wasserstein(
   >>> wasserstein(x, x, Info({}))
   {'swd_16': 0.0, 'swd': 0.0}
   """
-  x, y = (np.asarray(b.get("image", ()), np.float32) for b in (real, fake))
-  if x.ndim != 4 or y.ndim != 4 or x.shape[1:] != y.shape[1:] or min(x.shape[1:3]) < PATCH:
+  x, y = (np.clip(np.asarray(b.get("image", ()), np.float32), -1, 1) for b in (real, fake))
+  if x.ndim != 4 or y.ndim != 4 or x.shape[1:] != y.shape[1:]:
     raise ValueError(
-      f"sliced.wasserstein takes images of one size, at least {PATCH} pixels wide, not {x.shape}"
-      f" and {y.shape}: take it out of --config.metrics, or use data with images"
+      f"sliced.wasserstein takes images of one size, not {x.shape} and {y.shape}: take it out of"
+      " --config.metrics, or use data with images"
     )
   num = min(len(x), len(y))
   found = {}
@@ -82,14 +82,15 @@ def _blur(x: np.ndarray) -> np.ndarray:
 
 
 def _patches(x: np.ndarray) -> np.ndarray:
-  """[N, H, W, C] -> [P, 7 * 7 * C], normalised per channel; the places are the same every time."""
+  """[N, H, W, C] -> [P, side^2 C], normalised per channel; the places are the same every time."""
   n, h, w = x.shape[:3]
+  side = min(PATCH, h, w)
   rng = np.random.default_rng(0)
   image = np.tile(np.arange(n), -(-min(NUM_PATCHES, 128 * n) // n))
-  top = rng.integers(0, h - PATCH + 1, len(image))
-  left = rng.integers(0, w - PATCH + 1, len(image))
-  windows = np.lib.stride_tricks.sliding_window_view(x, (PATCH, PATCH), (1, 2))
-  found = windows[image, top, left]  # [P, C, 7, 7]
+  top = rng.integers(0, h - side + 1, len(image))
+  left = rng.integers(0, w - side + 1, len(image))
+  windows = np.lib.stride_tricks.sliding_window_view(x, (side, side), (1, 2))
+  found = windows[image, top, left]  # [P, C, side, side]
   found = found - found.mean((0, 2, 3), keepdims=True)
   std = found.std((0, 2, 3), keepdims=True)
   return (found / np.where(std > 0, std, 1.0)).reshape(len(image), -1)

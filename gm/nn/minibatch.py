@@ -32,12 +32,13 @@ def stddev(x: jax.Array, *, group: int = 4, features: int = 1, eps: float = 1e-8
   """
   n, h, w, c = x.shape
   size = min(group or n, n)
-  if n % size or c % features:
+  if n % size:
     raise ValueError(
-      f"a batch of {n} with {c} channels does not split into groups of {size} and {features}"
-      " features: change --config.batch_size, --config.model.stddev_group or"
-      " --config.model.stddev_features"
+      f"a batch of {n} does not split into groups of {size}: change --config.batch_size (or"
+      " --config.model.batch_sizes) or --config.model.stddev_group"
     )
+  if c % features:
+    raise ValueError(f"{c} channels do not split into {features} features: choose a divisor")
   y = x.astype(jnp.float32).reshape(size, n // size, h * w, features, c // features)
   y = y - y.mean(0)
   s = jnp.sqrt(jnp.mean(y * y, 0) + eps).mean((1, 3))  # [groups, features]

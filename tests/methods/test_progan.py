@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from gm import core, job, loop, losses
+from gm import core, evaluation, job, loop, losses
 from gm.methods import progan as method
 from gm.nets import progan
 from gm.nn import resample
@@ -40,6 +40,7 @@ def counts(size, image_channels, **options):
 def test_published_sizes():
   full = {"base": 8192, "most": 512}
   assert counts(1024, 3, **full) == (23_079_115, 23_087_249)
+  assert counts(32, 3, **full) == (20_719_628, 20_726_785)
   assert counts(16, 1, base=256, most=64) == (204_259, 205_089)
   widths = lambda size, **options: [progan.channels(s, **options) for s in progan.sizes(size)]
   assert widths(1024, **full) == [512, 512, 512, 512, 256, 128, 64, 32, 16]
@@ -47,14 +48,16 @@ def test_published_sizes():
 
 
 def test_paper_grows_to_the_published_network():
-  """800,000 images in every fade and between them."""
+  """800,000 images in every fade and between them, 19 million in all."""
   config = config_of("paper")
   found, m = method.phases(config, 1024), config.model
   assert [p.size for p in found] == [4, 8, 16, 32, 64, 128, 256, 512, 1024]
   assert [p.batch_size for p in found] == [16] * 6 + [14, 6, 3]
   for p in found:
     np.testing.assert_allclose(p.num_fade * p.batch_size, 800_000 * (p.size > 4), atol=8)
-    np.testing.assert_allclose((p.num_steps - p.num_fade) * p.batch_size, 800_000, atol=8)
+    num_stable = (p.num_steps - p.num_fade) * p.batch_size
+    np.testing.assert_allclose(num_stable, 6_200_000 if p.size == 1024 else 800_000, atol=8)
+  np.testing.assert_allclose(sum(p.num_steps * p.batch_size for p in found), 19e6, atol=100)
   assert (m.base, m.most, m.z_dim) == (8192, 512, 512)
 
 
@@ -79,6 +82,7 @@ def test_schedule():
   config = config_of("small", **{**changes, "model.batch_sizes": (64, 32, 16)}, num_steps=1000)
   steps = [(p.batch_size, p.num_fade, p.num_steps) for p in method.phases(config, 16)]
   assert steps == [(64, 0, 50), (32, 200, 300), (16, 400, 1400)]
+  assert job.prepare(config).sizes == [64, 32, 16]  # what the loop reads
 
 
 def test_the_control_sees_as_many_images():
@@ -358,6 +362,29 @@ def test_real_images_are_faded_like_fakes(fade, monkeypatch):
   blurred = resample.nearest(resample.mean_pool(x))
   np.testing.assert_allclose(seen[0], blurred, atol=1e-6)
   np.testing.assert_allclose(seen[1], (x + blurred) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_half_of_the_images_are_mirrored_if_asked(fade, monkeypatch, mirror):
+  made, x, seen = job.prepare(config_of("test", **{"model.mirror": mirror})), fade.batches[0], []
+
+  def spy(state, tx, generate, d_loss, g_loss, batch, **options):
+    seen.append(batch["x"])
+    return state, {}
+
+  monkeypatch.setattr(core, "alternate", spy)
+  made.stages[0].step(fade.before, x, jax.random.key(3))
+  same = (seen[0] == x["image"]).all((1, 2, 3))
+  turned = (seen[0] == x["image"][:, :, ::-1]).all((1, 2, 3))
+  assert (same | turned).all() and bool(turned.any()) == mirror
+
+
+def test_every_stage_is_scored_at_its_size(fade):
+  assert config_of("small").eval_every  # then stages are evaluated as they end
+  for i, state in enumerate((fade.before, fade.faded)):
+    found = evaluation.Evaluator(fade.made, i).evaluate(state)
+    assert {f"swd_{4 * 2**i}", "frechet", "w_estimate"} <= set(found)
+    assert np.isfinite(list(found.values())).all()
 
 
 def evaluation_of(config, folder):

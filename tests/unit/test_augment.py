@@ -240,12 +240,18 @@ def test_geometry_has_the_published_law():
     np.testing.assert_allclose(upright.mean(), 1 - p / 2, atol=0.02)  # 0 or 2 quarter turns
     moves = np.abs(b[:, :2, 2]).round(4)  # a linear part turns them, so only their sizes are known
     assert set(np.unique(moves)) == {0.0, 1.0, 2.0, 3.0}
+    # both are rounded to 0 from 1/6 of the way to 3, and 1/4 of that to 2
+    np.testing.assert_allclose((moves == 0).all(1).mean(), 1 - p + p / 24, atol=0.02)
     g = np.asarray(draw(key(1), p, size=size, batch=n, kinds="g"))
     scale = -np.log2(np.abs(np.linalg.det(g[:, :2, :2]))) / 2
     np.testing.assert_allclose(scale.std(), 0.2 * np.sqrt(p), rtol=0.05)
     ratio = np.linalg.svd(g[:, :2, :2], compute_uv=False)
     stretch = np.log2(ratio[:, 0] / ratio[:, 1]) / 2  # |N(0, 0.2^2)|
     np.testing.assert_allclose((stretch**2).mean(), 0.04 * p, rtol=0.1)
+    if p == 1:  # turned before the stretch and after it: the angles of both bases are uniform
+      before, _, after = np.linalg.svd(g[:, :2, :2])
+      squares = np.stack([before[:, 0, 0], after[:, 0, 0]]) ** 2  # of their cosines
+      np.testing.assert_allclose(squares.var(1), 1 / 8, atol=0.01)
     turned = np.abs(g[:, 0, 1] - g[:, 1, 0]) > 1e-5
     np.testing.assert_allclose(turned.mean(), p, atol=0.02)
     still = (np.abs(g[:, :2, 2]) < 1e-6).all(1)

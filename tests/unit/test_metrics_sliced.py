@@ -37,8 +37,22 @@ def test_equal_sets_are_at_0_and_noise_moves_them_apart():
 
 def test_it_is_blind_to_brightness_and_contrast():
   x = images(0, channels=3)
-  scale, shift = np.array([0.5, 2.0, 1.0], np.float32), np.array([0.3, -0.2, 0.0], np.float32)
+  scale, shift = np.array([0.5, 0.2, 1.0], np.float32), np.array([0.3, -0.8, 0.0], np.float32)
   assert swd(scale * x + shift, x)["swd"] < 0.5  # of thousandths: rounding
+
+
+def test_values_are_clipped_as_in_pictures():
+  x, other = images(0), images(1)
+  loud = np.where(np.abs(other) > 0.999, 3 * other, other)  # what a generator without bounds draws
+  assert np.abs(loud).max() > 2
+  bounded = np.clip(loud, -1, 1)
+  assert swd(loud, x) == swd(bounded, x) and swd(x, loud) == swd(x, bounded)
+
+
+def test_images_smaller_than_a_patch_are_one():
+  x = images(0, size=4)
+  assert swd(x, x) == {"swd_4": 0.0, "swd": 0.0}
+  assert swd(x[:, :, ::-1] ** 3, x)["swd_4"] > 1.0
 
 
 def test_scales_see_different_faults():
@@ -75,7 +89,7 @@ def test_pyramid_sums_to_the_image():
 
 def test_errors():
   x = images(0, n=4)
-  small = x[:, :5, :5]
-  for fake, real in ((x[:, :16], x), (small, small), (np.zeros((4, 2)), x)):
+  points = np.zeros((4, 2))
+  for fake, real in ((x[:, :16], x), (points, x), (points, points)):
     with pytest.raises(ValueError, match=r"config\.metrics"):
       swd(fake, real)

@@ -37,9 +37,10 @@ def test_known_values():
 
 
 def test_errors_name_the_flags():
-  for options in ({"group": 4}, {"features": 4}):
-    with pytest.raises(ValueError, match="stddev_group"):
-      minibatch.stddev(jnp.ones((6, 1, 1, 3)), **options)
+  with pytest.raises(ValueError, match=r"6 .*groups of 4.*batch_size.*batch_sizes.*stddev_group"):
+    minibatch.stddev(jnp.ones((6, 1, 1, 3)), group=4)
+  with pytest.raises(ValueError, match=r"3 channels.*4 features"):
+    minibatch.stddev(jnp.ones((6, 1, 1, 3)), group=2, features=4)
 
 
 def test_derivatives():
