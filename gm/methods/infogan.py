@@ -15,10 +15,11 @@ number.
 Departures: the authors' code puts 1e-8 inside its logarithms and normalises samples by the batch
 that it draws (model.bn_mode), its leaky units have slope 0.01, the paper's 0.1 (model.slope). The
 paper lets Q move with G as well (model.q_player). They train on 55,000 images of MNIST, here on all
-60,000. `small` is a narrower network with averaged weights, other rates, half of the weight for the
-category, and a tenth for numbers, which with all of it take over what tells digits apart. What its
-D sees is noisy at first (model.d_noise, after Sonderby et al., 2016, arXiv:1610.04490): else D
-tells samples from data before G has learnt anything, and in some seeds G never recovers.
+60,000. `small` is a narrower network with averaged weights, other rates and a tenth of the weight:
+with all of it G tells the categories apart within a few hundred steps, by blobs, which then become
+digits as they may. What its D sees is noisy at first (model.d_noise, after Sonderby et al., 2016,
+arXiv:1610.04490): else D tells samples from data before G has learnt anything, and in some seeds G
+never recovers.
 Run: python main.py --config=configs/infogan.py --workdir=/tmp/infogan
 """
 
