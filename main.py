@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
   shelf = None
   if _MODE.value == "train" and not _DISTRIBUTED.value:
     shelf = read_ahead(config, workdir)
-  from gm import loop  # after the flags: a mistyped one should not wait for jax
+  from gm import errors, loop  # after the flags: a mistyped one should not wait for jax
 
   try:
     if _DISTRIBUTED.value:
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
       from gm import inspection
 
       inspection.run(config, json_line=_JSON.value)
-  except loop.UserError as error:
+  except errors.UserError as error:
     if _TRACEBACK.value:
       raise
     fail(error)

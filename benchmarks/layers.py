@@ -239,7 +239,7 @@ def ours(layer: Layer, task: str) -> Callable:
   import jax
   import jax.numpy as jnp
 
-  from gm import loop, sharding
+  from gm import sharding, steps
 
   def first(leaves, target):
     y = KINDS[layer.kind].ours(*leaves, **layer.options)
@@ -254,7 +254,7 @@ def ours(layer: Layer, task: str) -> Callable:
     return jax.tree.map(lambda a, g: a - RATE * g, leaves, grads), target, value
 
   many = lambda n, *carry: jax.lax.fori_loop(0, n, step, carry)
-  run = jax.jit(many, compiler_options=loop.step_options())
+  run = jax.jit(many, compiler_options=steps.step_options())
   x, params = start(layer)
   mesh = sharding.make_mesh(0 if KINDS[layer.kind].split else 1)
   rows, whole = sharding.batched(mesh), sharding.replicated(mesh)

@@ -88,14 +88,14 @@ def ours(config: Any) -> tuple:
   """Returns block(n), n steps as the loop makes them, and the parameter counts."""
   import jax
 
-  from gm import core, job, loop, programs, sharding
+  from gm import core, feed, job, programs, sharding, steps
 
   shelf = programs.Shelf(config, sharding.start(config))
   shelf.read_ahead("")
   prepared = job.prepare(config, shelf)
-  source, data = loop.on_device(job.load(prepared, 0, "train"), prepared.mesh)
-  state = jax.block_until_ready(loop.initialise(prepared, 0, None, source, shelf))
-  pace, rows = loop.make_feed(prepared, 0, source)
+  source, data = feed.on_device(job.load(prepared, 0, "train"), prepared.mesh)
+  state = jax.block_until_ready(steps.initialise(prepared, 0, None, source, shelf))
+  pace, rows = feed.make_feed(prepared, 0, source)
   call = totals = None  # traced and compiled, or waited for, in the first step
   key = prepared.keys[0]["step"]
   params = {name: core.count(p) for name, p in state.params.items()}
@@ -104,7 +104,7 @@ def ours(config: Any) -> tuple:
   def block(n):
     nonlocal call, state, totals, step
     if call is None:
-      call, totals = loop.make_call(prepared, 0, source, (data, rows(0, 1)), shelf)
+      call, totals = steps.make_call(prepared, 0, source, (data, rows(0, 1)), shelf)
     state, totals, done = call(state, totals, data, rows(step, n), key, n)
     if step == 0:
       done.block_until_ready()

@@ -101,7 +101,7 @@ class Stage(NamedTuple):
     Callable  # (state, batch, key) -> Batch; batch gives the conditioning and the number of outputs
   )
   evaluate: Callable = nothing  # (state, batch, key) -> metrics on held-out data
-  show: Callable = nothing  # (state, batch, key) -> {name: pictures or a plot}, writers.write_show
+  show: Callable = nothing  # (state, batch, key) -> {name: pictures or a plot}, samples.write_show
   data: Mapping = MappingProxyType({})  # overrides of config.data (and batch_size) for this stage
 
 

@@ -16,8 +16,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gm import core, sharding, writers
-from gm.job import Job, UserError, load, prepare, restore, user_input
+from gm import core, sharding
+from gm.errors import UserError, user_input
+from gm.job import Job, load, prepare, restore
+from gm.workdir import record, samples
 
 NUM_TILES = 64  # examples in a picture of fixed noise
 NUM_POINTS = 2_500  # examples in a plot of points or rows
@@ -84,14 +86,14 @@ class Evaluator:
     else:
       batch = jax.device_get(self._sample(state, self._tiles(), self.keys["sample"]))
     real = jax.tree.map(np.asarray, self.source.decode(self.source.batch(0, NUM_POINTS)))
-    writers.write_samples(workdir, self.stage.name, int(state.step), batch, real, self.info)
+    samples.write_samples(workdir, self.stage.name, int(state.step), batch, real, self.info)
 
   def write_extra(self, workdir: str, state: core.State) -> None:
     """Writes the stage's other pictures: interpolations, reconstructions, manifolds."""
     each = sum(math.prod(shape) for shape in self.info.shape.values())
     num = int(np.clip(2**22 // each, NUM_TILES, NUM_SHOWN))
     found = jax.device_get(self._show(state, self._tiles(num), self.keys["show"]))
-    writers.write_show(workdir, self.stage.name, int(state.step), found, self.info)
+    samples.write_show(workdir, self.stage.name, int(state.step), found, self.info)
 
   def finish(self, workdir: str, state: core.State) -> dict[str, float]:
     """Evaluates, and writes eval.json with the protocol that the numbers need."""
@@ -109,7 +111,7 @@ class Evaluator:
     }
     step = {"stage": self.stage.name, "step": int(state.step)}
     with user_input():
-      writers.write_eval(workdir, {**step, "metrics": metrics, "protocol": protocol})
+      record.write_eval(workdir, {**step, "metrics": metrics, "protocol": protocol})
     return metrics
 
   def _held_out(self, state: core.State) -> dict[str, float]:
@@ -165,7 +167,7 @@ def from_workdir(workdir: str, config: ConfigDict | None) -> tuple[Evaluator, co
   """
   if config is None:
     with user_input():
-      config = ConfigDict(writers.read_config(workdir)["config"])
+      config = ConfigDict(record.read_config(workdir)["config"])
   job = prepare(config)
   for index in reversed(range(len(job.stages))):
     state = restore(job, workdir, index)
@@ -186,8 +188,8 @@ def run_sample(workdir: str, config: ConfigDict | None, num: int) -> list[pathli
   name, step = evaluator.stage.name, int(state.step)
   with user_input():
     batch = evaluator.draw(state, num)
-    arrays = writers.write_arrays(writers.sample_path(workdir, name, step, "drawn", "npz"), batch)
-    pictures = writers.write_show(
+    arrays = samples.write_arrays(samples.sample_path(workdir, name, step, "drawn", "npz"), batch)
+    pictures = samples.write_show(
       workdir, name, step, {"drawn": batch["image"]} if "image" in batch else {}
     )
     evaluator.write_samples(workdir, state)

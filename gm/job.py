@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from gm import checkpoint, core, programs, sharding, writers
+from gm import core, programs, sharding
+from gm.errors import user_input
+from gm.workdir import checkpoint, record
 
 # Keys that may change when a run is continued: they move no parameter on the way.
 FREE_KEYS = frozenset(
   {"num_steps", "steps_per_call", "log_every", "sample_every", "eval_every", "checkpoint_every"}
   | {"keep_checkpoints", "metrics", "num_eval_samples", "reference_split", "best_metric"}
 )
-
-
-class UserError(Exception):
-  """Something that the user can mend; reported in one line, without a traceback."""
 
 
 class Job(NamedTuple):
@@ -35,20 +31,6 @@ class Job(NamedTuple):
   templates: list[core.State]  # shapes and shardings of each stage's state
   keys: list[dict]  # independent keys of each stage, by purpose
   mesh: jax.sharding.Mesh
-
-
-@contextlib.contextmanager
-def user_input() -> Iterator[None]:
-  """Turns the errors that bad input raises into a UserError."""
-  try:
-    yield
-  except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-      text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, KeyError) and error.args:
-      text = error.args[0]  # its str() is a repr
-    raise UserError(" ".join(text.split())) from error
 
 
 def prepare(config: ConfigDict, shelf: programs.Shelf | None = None) -> Job:
@@ -136,11 +118,11 @@ def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
     os.makedirs(workdir, exist_ok=True)
     config = job.config.to_dict()
     try:
-      old = writers.read_config(workdir)["config"]
+      old = record.read_config(workdir)["config"]
     except FileNotFoundError:
       old = config
     fixed = lambda c: {k: v for k, v in c.items() if k not in FREE_KEYS}
-    differs = writers.diff(fixed(old), fixed(config))
+    differs = record.diff(fixed(old), fixed(config))
     if differs:
       raise ValueError(
         f"{workdir} belongs to a run with another config ({'; '.join(differs)}): give another"
@@ -152,7 +134,7 @@ def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
       "data": {"origin": origin, "generated": data["source"] == "points"},
       "stages": {stage.name: stage.num_steps for stage in job.stages},
     }
-    writers.write_config(workdir, config, facts)
+    record.write_config(workdir, config, facts)
 
 
 def restore(job: Job, workdir: str, index: int) -> core.State | None:

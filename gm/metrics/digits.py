@@ -154,7 +154,7 @@ def export(workdir: str, path: pathlib.Path = WEIGHTS) -> dict:
     The record that the file holds: the test accuracy is that of the rounded weights.
 
   Raises:
-    gm.job.UserError: if the folder holds no run.
+    gm.errors.UserError: if the folder holds no run.
     ValueError: if it holds one of another method.
   """
   # the command needs the loop's side of gm, on which the metrics themselves do not depend
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     print(json.dumps(export(args.workdir, args.to)))
-  except (ValueError, OSError, importlib.import_module("gm.job").UserError) as error:
+  except (ValueError, OSError, importlib.import_module("gm.errors").UserError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   return 0

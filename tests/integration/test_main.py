@@ -40,9 +40,10 @@ def arrays(workdir, step=40):
   """All arrays of a checkpoint, read through the project's own restore."""
   from ml_collections import ConfigDict
 
-  from gm import checkpoint, job, writers
+  from gm import job
+  from gm.workdir import checkpoint, record
 
-  config = ConfigDict(writers.read_config(workdir)["config"])
+  config = ConfigDict(record.read_config(workdir)["config"])
   made = job.prepare(config)
   manager = checkpoint.open_manager(checkpoint.stage_dir(workdir, 0, made.stages[0].name))
   state = checkpoint.restore(manager, made.templates[0], step)

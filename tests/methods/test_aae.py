@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import core, inspection, job, loop, optim
+from gm import core, errors, inspection, job, loop, optim
 from gm.methods import aae
 from gm.metrics import digits
 
@@ -397,7 +397,7 @@ def test_what_cannot_work_is_refused():
     (points, "data.source"),
     (unlabelled, "num_labels"),
   ):
-    with pytest.raises(job.UserError, match=flag):
+    with pytest.raises(errors.UserError, match=flag):
       job.prepare(config_of("test", **changes))
 
 

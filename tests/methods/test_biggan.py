@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import core, evaluation, job, loop, losses, optim, regularizers
+from gm import core, errors, evaluation, job, loop, losses, optim, regularizers
 from gm.methods import biggan
 from gm.nets import resnet
 from gm.nn import spectral
@@ -326,7 +326,7 @@ def test_errors_say_what_is_allowed():
     ({"data.image_size": 32}, r"\[32\].*\[16\].*model.attention, or --config.data.image_size"),
     ({"data.source": "folder", "data.channels": 1}, "no labels"),
   ):
-    with pytest.raises((ValueError, job.UserError), match=match):
+    with pytest.raises((ValueError, errors.UserError), match=match):
       job.prepare(config_of("test", **changes))
 
 

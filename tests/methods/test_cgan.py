@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gm import core, evaluation, inspection, job, loop, losses
+from gm import core, errors, evaluation, inspection, job, loop, losses
 from gm.methods import cgan
 from gm.metrics import digits
 from gm.nets import mlp
@@ -250,7 +250,7 @@ def test_the_picture_has_a_class_in_a_row_and_a_noise_in_a_column():
   ],
 )
 def test_errors_name_the_flag(changes, message):
-  with pytest.raises(job.UserError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     job.prepare(config_of("test", **changes))
 
 

@@ -13,7 +13,8 @@ from conftest import ROOT
 from jax.experimental.key_reuse._core import check_key_reuse
 from jax.interpreters import partial_eval as pe
 
-from gm import augment, checkpoint, core, evaluation, inspection, job, loop, report, sharding
+from gm import augment, core, evaluation, feed, inspection, job, loop, sharding, steps
+from gm.workdir import checkpoint, report
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
 
@@ -207,9 +208,9 @@ def test_resumed_run_is_the_same_bit_for_bit(name, tmp_path, monkeypatch):
     config = config_of(name)
     with config.unlocked():
       config.checkpoint_every, config.metrics, config.num_devices = 1, (), 1
-    for steps in stops:
+    for last in stops:
       with config.unlocked():
-        config.num_steps = steps
+        config.num_steps = last
       loop.train(config, str(folder))
     made = job.prepare(config)
     return job.restore(made, str(folder), len(made.stages) - 1)
@@ -233,9 +234,9 @@ def test_two_devices_do_what_one_does(name):
     placed = lambda tree: jax.tree.map(
       lambda x, s: jax.device_put(np.array(x), s.sharding), tree, two.templates[i]
     )
-    data_source, data = loop.on_device(source, two.mesh)
-    _, rows = loop.make_feed(two, i, data_source)
-    call, totals = loop.make_call(two, i, source, (data, rows(0, 1)))
+    data_source, data = feed.on_device(source, two.mesh)
+    _, rows = feed.make_feed(two, i, data_source)
+    call, totals = steps.make_call(two, i, source, (data, rows(0, 1)))
     state, totals, _ = call(
       placed(done.states[i][0]), totals, data, rows(0, 1), two.keys[i]["step"], 1
     )
@@ -262,14 +263,14 @@ def test_two_devices_share_the_work(name):
     for i, stage in enumerate(made.stages):
       if not stage.num_steps:
         continue
-      source, data = loop.on_device(job.load(made, i, "train"), made.mesh)
-      _, rows = loop.make_feed(made, i, source)
-      leaves, totals = jax.tree.leaves(made.templates[i]), tuple(loop.zero_totals(made, i))
+      source, data = feed.on_device(job.load(made, i, "train"), made.mesh)
+      _, rows = feed.make_feed(made, i, source)
+      leaves, totals = jax.tree.leaves(made.templates[i]), tuple(steps.zero_totals(made, i))
       every = sharding.replicated(made.mesh)
-      steps = jax.jit(
-        loop.make_steps(made, i, source), out_shardings=(loop.shards_of(made, i), every, every)
+      call = jax.jit(
+        steps.make_steps(made, i, source), out_shardings=(steps.shards_of(made, i), every, every)
       )
-      lowered = steps.lower(leaves, totals, data, rows(0, 1), made.keys[i]["step"], 1)
+      lowered = call.lower(leaves, totals, data, rows(0, 1), made.keys[i]["step"], 1)
       quick = {"xla_backend_optimization_level": 0}
       found.append(lowered.compile(compiler_options=quick).cost_analysis()["flops"])
     return np.array(found)

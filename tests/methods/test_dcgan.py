@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gm import core, inspection, job, loop, losses, optim
+from gm import core, errors, inspection, job, loop, losses, optim
 from gm.core import Info
 from gm.metrics import probe
 from gm.nets import dcgan, mlp
@@ -158,7 +158,7 @@ def test_best_discriminator_of_two_gaussians_and_the_value_there():
   ],
 )
 def test_errors_name_the_flag(changes, message):
-  with pytest.raises(job.UserError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     job.prepare(config_of("test", **changes))
 
 

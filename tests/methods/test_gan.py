@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gm import core, diagnostics, inspection, job, loop, losses, optim
+from gm import core, diagnostics, errors, inspection, job, loop, losses, optim
 from gm.methods import gan
 from gm.metrics import coverage
 from gm.nets import mlp
@@ -218,7 +218,9 @@ def test_packs_are_judged_as_one():
   )[0]
   real, fake = (jnp.stack([score(v[i : i + 3]) for i in (0, 3, 6, 9)]) for v in (x, fake))
   np.testing.assert_allclose(found["loss_d"], losses.bce_d(real, fake), rtol=1e-5)
-  with pytest.raises(job.UserError, match=r"packs of 5 do not divide a batch of 256.*model.pack"):
+  with pytest.raises(
+    errors.UserError, match=r"packs of 5 do not divide a batch of 256.*model.pack"
+  ):
     job.prepare(config_of("collapse", **{"model.pack": 5}))
 
 

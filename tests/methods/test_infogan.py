@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gm import core, inspection, job, loop, losses, optim
+from gm import core, errors, inspection, job, loop, losses, optim
 from gm.methods import infogan
 from gm.metrics import codes
 
@@ -376,7 +376,7 @@ def test_what_cannot_work_is_refused():
     ({"data.image_size": 30}, "start"),
     ({"model.d_noise_steps": 0}, "d_noise_steps"),
   ):
-    with pytest.raises(job.UserError, match=rf"--config\.model\.{flag}"):
+    with pytest.raises(errors.UserError, match=rf"--config\.model\.{flag}"):
       job.prepare(config_of("test", **changes))
 
 

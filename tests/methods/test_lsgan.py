@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from gm import core, evaluation, inspection, job, loop, losses, optim
+from gm import core, errors, evaluation, inspection, job, loop, losses, optim
 from gm.data import points
 from gm.methods import lsgan
 from gm.metrics import digits
@@ -398,7 +398,7 @@ def test_without_labels_none_come_out():
   ],
 )
 def test_errors_name_the_flag(changes, message):
-  with pytest.raises(job.UserError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     job.prepare(config_of("test", **changes))
 
 

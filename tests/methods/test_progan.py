@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from gm import core, evaluation, job, loop, losses
+from gm import core, errors, evaluation, job, loop, losses
 from gm.methods import progan as method
 from gm.nets import progan
 from gm.nn import resample
@@ -101,7 +101,7 @@ def test_errors_name_the_flags():
     config = config_of("test")
     with config.ignore_type():
       config.update_from_flattened_dict(changes)
-    with pytest.raises(job.UserError, match=match):
+    with pytest.raises(errors.UserError, match=match):
       job.prepare(config)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import core, evaluation, job, loop, losses, optim
+from gm import core, errors, evaluation, job, loop, losses, optim
 from gm.methods import sngan
 
 
@@ -290,7 +290,7 @@ def test_errors_say_what_is_allowed():
     ),
     ({"data.source": "folder", "data.channels": 1}, "no labels"),
   ):
-    with pytest.raises((ValueError, job.UserError), match=match):
+    with pytest.raises((ValueError, errors.UserError), match=match):
       job.prepare(config_of("test", **changes))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import core, evaluation, job, loop, losses, optim, regularizers
+from gm import core, errors, evaluation, job, loop, losses, optim, regularizers
 from gm.methods import stylegan2 as method
 from gm.nets import stylegan2
 from gm.nn import equalized, norm, resample
@@ -74,7 +74,7 @@ def test_errors_name_the_flags():
     config = config_of("test")
     with config.ignore_type():
       config.update_from_flattened_dict(changes)
-    with pytest.raises(job.UserError, match=match):
+    with pytest.raises(errors.UserError, match=match):
       job.prepare(config)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import inspection, job, loop, losses
+from gm import errors, feed, inspection, job, loop, losses, steps
 from gm.data import installed
 from gm.nets import mlp
 from gm.probability import gaussian
@@ -218,7 +218,7 @@ def test_a_deviation_of_every_pixel_is_bounded_below():
 
 
 def test_an_unknown_likelihood_is_refused():
-  with pytest.raises(job.UserError, match=r"--config\.model\.likelihood"):
+  with pytest.raises(errors.UserError, match=r"--config\.model\.likelihood"):
     job.prepare(config_of("test", **{"model.likelihood": "laplace"}))
 
 
@@ -241,14 +241,14 @@ def test_linear_variant_reaches_the_exact_optimum(monkeypatch, num_latents, opti
   """On all 1,797 digits, within 0.05 nats of probabilistic PCA's optimum and never above it."""
   monkeypatch.setattr(installed, "NUM_TRAIN", 1_797)
   made = job.prepare(config_of("linear", **{"model.z_dim": num_latents}))
-  source, data = loop.on_device(job.load(made, 0, "train"), made.mesh)
+  source, data = feed.on_device(job.load(made, 0, "train"), made.mesh)
   x = source.arrays["image"].reshape(1_797, 64) / 16.0
   values = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
   exact = gaussian.maximum_log_likelihood(values, num_latents)
   np.testing.assert_allclose(exact, optimum, atol=1e-4)
-  state = loop.initialise(made, 0, None, source)
-  _, rows = loop.make_feed(made, 0, source)
-  call, totals = loop.make_call(made, 0, source, (data, rows(0, 1)))
+  state = steps.initialise(made, 0, None, source)
+  _, rows = feed.make_feed(made, 0, source)
+  call, totals = steps.make_call(made, 0, source, (data, rows(0, 1)))
   for i in range(0, 6_000, 50):
     state, totals, _ = call(state, totals, data, rows(i, 50), made.keys[0]["step"], 50)
   whole = source.decode({k: a[:1_797] for k, a in source.arrays.items()})

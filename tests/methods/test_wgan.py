@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gm import core, evaluation, inspection, job, loop, losses, optim, regularizers
+from gm import core, errors, evaluation, inspection, job, loop, losses, optim, regularizers
 from gm.methods import wgan
 from gm.nets import mlp
 
@@ -212,7 +212,7 @@ def test_the_critic_gives_one_unbounded_number_for_each_example():
   ],
 )
 def test_errors_name_the_flag(changes, message):
-  with pytest.raises(job.UserError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     job.prepare(config_of("test", **changes))
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import checkpoint, core, job, loop
+from gm import core, errors, feed, job, loop, steps
+from gm.workdir import checkpoint
 
 
 def config_of(**changes):
@@ -98,9 +99,9 @@ def test_saved_arrays_are_those_of_the_moment(tmp_path):
 
 def begin(made, source, data):
   """Returns the compiled call, its totals, the first state and the feed."""
-  state = loop.initialise(made, 0, None, source)
-  _, rows = loop.make_feed(made, 0, source)
-  call, totals = loop.make_call(made, 0, source, (data, rows(0, 1)))
+  state = steps.initialise(made, 0, None, source)
+  _, rows = feed.make_feed(made, 0, source)
+  call, totals = steps.make_call(made, 0, source, (data, rows(0, 1)))
   return call, totals, state, rows
 
 
@@ -109,7 +110,7 @@ def test_a_set_in_device_memory_and_one_that_is_read_give_the_same_bits():
   source = job.load(made, 0, "train")
   results = []
   for arrays in (source.arrays, None):
-    fed, data = loop.on_device(source._replace(arrays=arrays), made.mesh)
+    fed, data = feed.on_device(source._replace(arrays=arrays), made.mesh)
     call, totals, state, rows = begin(made, fed, data)
     for i in range(3):
       state, totals, _ = call(state, totals, data, rows(i, 1), made.keys[0]["step"], 1)
@@ -120,7 +121,7 @@ def test_a_set_in_device_memory_and_one_that_is_read_give_the_same_bits():
 def test_the_call_is_compiled_once():
   """Also where totals start anew after a log."""
   made = job.prepare(config_of(num_devices=2))
-  source, data = loop.on_device(job.load(made, 0, "train"), made.mesh)
+  source, data = feed.on_device(job.load(made, 0, "train"), made.mesh)
   call, totals, state, rows = begin(made, source, data)
   compiled = []
   jax.monitoring.register_event_duration_secs_listener(
@@ -131,7 +132,7 @@ def test_the_call_is_compiled_once():
     state, totals, _ = call(state, totals, data, rows(i, 1), made.keys[0]["step"], 1)
     assert (len(compiled) > before) == (i == 0)
     if i == 1:
-      totals = loop.zero_totals(made, 0, totals.sums)
+      totals = steps.zero_totals(made, 0, totals.sums)
   assert int(totals.count) == 2
 
 
@@ -153,7 +154,7 @@ def test_a_damaged_file_on_the_way_saves_first(tmp_path, monkeypatch):
 
   monkeypatch.setattr(loop, "load", load)
   config = config_of(num_steps=100, checkpoint_every=0, sample_every=0, log_every=0)
-  with pytest.raises(job.UserError, match="image 7 is damaged"):
+  with pytest.raises(errors.UserError, match="image 7 is damaged"):
     loop.train(config, str(tmp_path))
   state = job.restore(job.prepare(config), str(tmp_path), 0)
   assert int(state.step) == 30
@@ -161,7 +162,7 @@ def test_a_damaged_file_on_the_way_saves_first(tmp_path, monkeypatch):
 
 def test_a_best_metric_that_is_none_is_named(tmp_path):
   config = config_of(eval_every=1, best_metric="-nonsense")
-  with pytest.raises(job.UserError, match=r"--config.best_metric=-nonsense .*grad_ratio"):
+  with pytest.raises(errors.UserError, match=r"--config.best_metric=-nonsense .*grad_ratio"):
     loop.train(config, str(tmp_path))
 
 
@@ -184,13 +185,13 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(checkpoint, "save", full)
-  with pytest.raises(job.UserError, match="No space left on device"):
+  with pytest.raises(errors.UserError, match="No space left on device"):
     loop.train(config_of(), str(tmp_path))
 
 
 def test_pace_finds_a_length_and_keeps_a_fixed_one():
   ready = jnp.zeros(())
-  fixed, free = loop.Pace(5, 64), loop.Pace(0, 64)
+  fixed, free = feed.Pace(5, 64), feed.Pace(0, 64)
   for _ in range(20):
     fixed.wait(ready, fixed.steps)
     free.wait(ready, free.steps)
@@ -207,12 +208,12 @@ def test_first_bad_step_is_found_inside_a_call():
   made = job.prepare(config_of())
   stage = core.Stage("train", 7, made.stages[0].init, step, made.stages[0].sample)
   made = made._replace(stages=[stage])
-  source, data = loop.on_device(job.load(made, 0, "train"), made.mesh)
+  source, data = feed.on_device(job.load(made, 0, "train"), made.mesh)
   call, totals, state, rows = begin(made, source, data)
   _, totals, _ = call(state, totals, data, rows(0, 7), made.keys[0]["step"], 7)
   assert int(totals.count) == 7
   with pytest.raises(FloatingPointError, match=r"loss is not finite at step 4 of stage train"):
-    loop.check_finite(totals, "train", -1)
+    steps.check_finite(totals, "train", -1)
 
 
 def test_large_states_are_split_over_devices():

@@ -25,6 +25,12 @@ ALLOWED = {  # who may import what of gm
   "data": {"core", "data"},
   "weights": {"data", "weights"},
   "metrics": {"nets", "nn", "core", "metrics", "weights"},
+  "errors": set(),
+  "workdir": {"workdir", "core", "diagnostics", "errors"},
+  "progress": {"core", "diagnostics"},
+  "interrupt": {"progress"},
+  "feed": {"core", "job", "sharding"},
+  "steps": {"core", "errors", "job", "programs", "sharding"},
 }
 
 

@@ -7,15 +7,19 @@ bytes that changed afterwards fail their checksum, and the step before is used.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from gm import core
+from gm.errors import UserError, user_input
 
 
 def stage_dir(workdir: str, index: int, name: str) -> pathlib.Path:
@@ -131,3 +135,47 @@ def _checksums(state: core.State) -> list[int]:
     return zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8))
 
   return [checksum(x) for x in jax.tree.leaves(state)]
+
+
+class Saver:
+  """Saves states of one stage in the background; orbax is imported at the first of them."""
+
+  def __init__(self, folder: pathlib.Path, config: ConfigDict, last: int):
+    self.folder, self.config, self.manager = folder, config, None
+    self.last = last  # newest step that has been saved; -1: none
+
+  def save(self, state: core.State, metrics: dict | None) -> None:
+    """Saves a state under its step.
+
+    Raises:
+      UserError: if it cannot be written, or if config.best_metric is none of the metrics.
+    """
+    wanted = self.config.best_metric.lstrip("+-")
+    if metrics and wanted and wanted not in metrics:
+      raise UserError(
+        f"--config.best_metric={self.config.best_metric} is none of the evaluation's metrics:"
+        f" {', '.join(sorted(metrics))}"
+      )
+    with user_input():
+      if self.manager is None:
+        keep, best = self.config.keep_checkpoints, self.config.best_metric
+        self.manager = open_manager(self.folder, keep=keep, best=best)
+      save(self.manager, state, metrics)
+    self.last = int(state.step)
+
+  @contextlib.contextmanager
+  def rescuing(self, state: core.State) -> Iterator[None]:
+    """Saves the state if the input fails inside, such as a damaged file met on the way."""
+    try:
+      yield
+    except UserError:
+      if int(state.step) > self.last:
+        self.save(state, None)
+      self.close()
+      raise
+
+  def close(self) -> None:
+    """Waits until all is on disk."""
+    if self.manager is not None:
+      with user_input():
+        self.manager.close()

@@ -1,0 +1,91 @@
+"""How far training is: a bar or lines, and the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+
+from gm import core, diagnostics
+
+
+def say(text: str) -> None:
+  """Prints a line, once however many processes there are."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+class Bar:
+  """Progress: a bar on a terminal, plain lines elsewhere; alarms once each."""
+
+  def __init__(self, stage: core.Stage, step: int, records: list[dict], resumed: bool):
+    self.stage, self.records, self.raised = stage, records, set()
+    self.seconds = records[-1]["seconds"] if records else 0.0
+    self.bar = None
+    if resumed:
+      say(f"{stage.name}: resumed at step {step} of {stage.num_steps}")
+    if sys.stderr.isatty() and jax.process_index() == 0:
+      from tqdm import tqdm
+
+      self.bar = tqdm(total=stage.num_steps, initial=step, desc=stage.name, unit="step")
+
+  def move(self, step: int) -> None:
+    """Shows how far training is."""
+    if self.bar is not None:
+      self.bar.update(step - self.bar.n)
+
+  def log(self, step: int, rate: float | None, metrics: dict) -> None:
+    """Shows the main numbers, and new alarms."""
+    self.records.append({"stage": self.stage.name, "step": step, **metrics})
+    main = {k: v for k, v in metrics.items() if k.startswith("loss") or rate is None}
+    text = "  ".join(f"{k} {v:.4g}" for k, v in main.items())
+    if self.bar is not None:
+      self.bar.set_postfix_str(text, refresh=False)
+    elif rate is None:
+      say(f"{self.stage.name} {step}  {text}")
+    else:
+      left = (self.stage.num_steps - step) / rate
+      clock = f"{int(left) // 60}:{int(left) % 60:02d}"
+      say(
+        f"{self.stage.name} {step}/{self.stage.num_steps}  {rate:.4g} steps/s  {clock} left  {text}"
+      )
+    for alarm in diagnostics.alarms(self.records[-50:]):
+      if alarm.name not in self.raised:
+        self.raised.add(alarm.name)
+        self.note(f"ALARM {alarm.name} at step {alarm.step}: {alarm.message}")
+
+  def note(self, text: str) -> None:
+    """Prints a line above the bar."""
+    if self.bar is not None:
+      self.bar.write(text)
+    else:
+      say(text)
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    if self.bar is not None:
+      self.bar.close()
+
+
+class Clock:
+  """Seconds of training: time spent on pictures, evaluation and saving does not count."""
+
+  def __init__(self, step: int, seconds: float):
+    self.step, self.seconds, self.since = step, seconds, time.perf_counter()
+
+  def lap(self, step: int) -> tuple[float, float]:
+    """Returns seconds so far and the steps per second since the last lap."""
+    now = time.perf_counter()
+    rate = (step - self.step) / max(1e-9, now - self.since)
+    self.seconds, self.step, self.since = self.seconds + now - self.since, step, now
+    return self.seconds, rate
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Does not count the time inside."""
+    start = time.perf_counter()
+    yield
+    self.since += time.perf_counter() - start

@@ -1,0 +1,250 @@
+"""Pictures and arrays in DIR/samples.
+
+```
+<stage>_<step>.png (.npz, .txt)   write_samples  samples of fixed noise
+<stage>_<step>_<name>.png         write_show     the method's extra pictures
+<stage>.gif                       write_gif
+```
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gm.workdir import files, plots
+
+MAX_TILES = 400  # of one picture of samples; write_arrays keeps them all
+_TILE = 56  # pixels; smaller images are enlarged to at least this
+_GAP, _GAP_VALUE = 2, 60  # separators: thin, dark grey
+_PICTURE = re.compile(r"(?P<stage>.+?)_(?P<step>\d{8,})(?:_(?P<name>.+))?\Z")
+
+
+def to_uint8(images: Any) -> np.ndarray:
+  """Maps [-1, 1] to 0..255: round(127.5 (x + 1)), clipped; NaN is black; uint8 passes through.
+
+  >>> to_uint8(np.array([-1.0, 0.0, 1.0, 7.0])).tolist()
+  [0, 128, 255, 255]
+  """
+  images = np.asarray(images)
+  if images.dtype == np.uint8:
+    return images
+  scaled = np.round((images.astype(np.float32) + 1.0) * 127.5)
+  return np.clip(np.nan_to_num(scaled, nan=0.0), 0.0, 255.0).astype(np.uint8)
+
+
+def grid(images: Any) -> np.ndarray:
+  """Lays images out on one canvas, enlarged by an integer (nearest) to tiles of 56 px or more.
+
+  Args:
+    images: [N, H, W, C] (nearly square layout) or [rows, cols, H, W, C], in [-1, 1] or uint8.
+      C is 1 (grey) or 3 (RGB); the planes of any other C stand side by side in grey.
+
+  Returns:
+    u8 [height, width] or [height, width, 3].
+
+  Raises:
+    ValueError: on any other shape, or none at all.
+  """
+  images = np.asarray(images)
+  if images.ndim not in (4, 5) or not images.size:
+    raise ValueError(f"images are [N, H, W, C] or [rows, cols, H, W, C], given {images.shape}")
+  if images.ndim == 4:
+    rows, cols = plots.layout(len(images), *images.shape[1:3])
+  else:
+    rows, cols = images.shape[:2]
+  tiles = to_uint8(images).reshape(-1, *images.shape[-3:])
+  if tiles.shape[-1] not in (1, 3):
+    tiles = np.swapaxes(tiles, 2, 3).reshape(*tiles.shape[:2], -1, 1)
+  num, height, width, channels = tiles.shape
+  scale = max(1, -(-_TILE // max(height, width)))
+  height, width = height * scale, width * scale
+  tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+  shape = (rows * (height + _GAP) + _GAP, cols * (width + _GAP) + _GAP, channels)
+  canvas = np.full(shape, _GAP_VALUE, np.uint8)
+  for i in range(num):
+    top = _GAP + (i // cols) * (height + _GAP)
+    left = _GAP + (i % cols) * (width + _GAP)
+    canvas[top : top + height, left : left + width] = tiles[i]
+  return canvas[..., 0] if channels == 1 else canvas
+
+
+def write_grid(path: str | Path, images: Any) -> Path:
+  """Writes `grid(images)` as one PNG, grey or RGB."""
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  Image.fromarray(grid(images)).save(buffer, "PNG", compress_level=4)
+  return files.write_bytes(path, buffer.getvalue())
+
+
+def write_arrays(path: str | Path, batch: Mapping[str, Any]) -> Path:
+  """Writes every leaf of a batch into one compressed .npz; bfloat16, unknown to it, as float32."""
+  arrays = {k: np.asarray(v) for k, v in batch.items()}
+  arrays = {k: v.astype(np.float32) if v.dtype.kind == "V" else v for k, v in arrays.items()}
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  return files.write_bytes(path, buffer.getvalue())
+
+
+class Picture(NamedTuple):
+  """What the name of a file in DIR/samples says."""
+
+  stage: str
+  step: int
+  name: str  # "" for the samples of fixed noise, else "interpolation", "reconstruction", ...
+  path: Path
+
+
+def sample_path(workdir: str | Path, stage: str, step: int, name: str, ending: str) -> Path:
+  """DIR/samples/<stage>_<step>[_<name>].<ending>, the step in 8 digits so that names sort."""
+  name = f"_{name}" if name else ""
+  return Path(workdir) / "samples" / f"{stage}_{step:08d}{name}.{ending}"
+
+
+def read_pictures(workdir: str | Path, endings: Sequence[str] = ("png", "txt")) -> list[Picture]:
+  """Lists the pictures in DIR/samples by (stage, name, step)."""
+  found = []
+  for path in (Path(workdir) / "samples").glob("[!.]*"):
+    match = _PICTURE.match(path.stem)
+    if match and path.suffix[1:] in endings:
+      found.append(Picture(match["stage"], int(match["step"]), match["name"] or "", path))
+  return sorted(found, key=lambda p: (p.stage, p.name, p.step))
+
+
+def write_samples(
+  workdir: str | Path,
+  stage: str,
+  step: int,
+  batch: Mapping[str, Any],
+  reference: Mapping[str, Any] | None = None,
+  info: Any = None,
+) -> list[Path]:
+  """Writes what `sample` returned as pictures for people, by the kind of each entry.
+
+  Images (image, or domains a and b) become a PNG grid. Points, series and rows become a plot, with
+  real data in grey behind, and an .npz with the whole batch. A roll is drawn as an image, pitch
+  upwards. Text becomes .txt. The first of these is <stage>_<step>, any other carries its own name.
+
+  Args:
+    workdir: the run's folder.
+    stage: the stage's name.
+    step: steps done in it.
+    batch: arrays [N, ...], as in core.Batch.
+    reference: real data of the same kind, for the plots.
+    info: core.Info of the data: modes and mode_std, columns and vocab_size are used.
+
+  Returns:
+    The files written.
+  """
+  batch = {k: np.asarray(v) for k, v in batch.items()}
+  reference = {k: np.asarray(v) for k, v in (reference or {}).items()}
+  where = lambda name, ending: sample_path(workdir, stage, step, name, ending)
+  written, drawn = [], False
+  if any(k in batch for k in ("point", "series", "row", "roll")):
+    written.append(write_arrays(where("", "npz"), batch))
+  for kind, x in batch.items():
+    real, name = reference.get(kind), kind if drawn else ""
+    if kind == "text":
+      lines = "\n".join(_texts(x, getattr(info, "vocab_size", 0))) + "\n"
+      written.append(files.write_bytes(where(name, "txt"), lines.encode()))
+    elif kind == "roll":
+      images = 2.0 * np.swapaxes(x[:MAX_TILES], 1, 2)[:, ::-1, :, None] - 1.0
+      written.append(write_grid(where(name, "png"), images))
+    elif kind in plots.BY_KIND:
+      written.append(files.write_bytes(where(name, "png"), plots.BY_KIND[kind](x, real, info)))
+    elif x.ndim == 4:
+      written.append(write_grid(where(name, "png"), x[:MAX_TILES]))
+    else:
+      continue  # labels and other conditions
+    drawn = True
+  return written
+
+
+def write_show(
+  workdir: str | Path, stage: str, step: int, pictures: Mapping[str, Any], info: Any = None
+) -> list[Path]:
+  """Writes the extra pictures of `Stage.show` as <stage>_<step>_<name>.png.
+
+  An entry may be
+    an array [rows, cols, ...]: images [rows, cols, H, W, C]; points [rows, cols, D] and series
+      [rows, cols, T, F] are drawn, row by row; others are kept as .npz;
+    {"points": [N, 2], "label": int [N]}: a scatter, coloured by class where there is a label;
+    {"x": [N], name: [N], ..., "draws": [M]}: a curve over x for each name and, where there are
+      draws, their histogram as a density behind the curves, for integers a bar at each.
+
+  Args:
+    workdir: the run's folder.
+    stage: the stage's name.
+    step: steps done in it.
+    pictures: {name: entry}.
+    info: core.Info of the data, for the centres of the modes.
+
+  Returns:
+    The files written.
+
+  Raises:
+    ValueError: for a dict of another kind, or whose arrays do not fit together.
+  """
+  written = []
+  for name, x in pictures.items():
+    png = sample_path(workdir, stage, step, name, "png")
+    if isinstance(x, Mapping):
+      written.append(
+        files.write_bytes(png, plots.table(name, {k: np.asarray(v) for k, v in x.items()}))
+      )
+      continue
+    x = np.asarray(x)
+    if x.ndim == 5:
+      written.append(write_grid(png, x))
+    elif x.ndim == 4:
+      written.append(files.write_bytes(png, plots.series(x.reshape(-1, *x.shape[2:]), None, info)))
+    elif x.ndim == 3 and x.shape[-1] <= 3:
+      written.append(files.write_bytes(png, plots.paths(x, info)))
+    else:
+      written.append(write_arrays(png.with_suffix(".npz"), {name: x}))
+  return written
+
+
+def write_gif(workdir: str | Path, stage: str, max_frames: int = 60) -> Path | None:
+  """Writes DIR/samples/<stage>.gif from the stage's PNGs, the last frame held for two seconds.
+
+  Args:
+    workdir: the run's folder.
+    stage: the stage's name.
+    max_frames: of more pictures, evenly chosen ones are taken, the last among them.
+
+  Returns:
+    The file's path; None if the stage has no picture.
+  """
+  from PIL import Image
+
+  paths = [p.path for p in read_pictures(workdir, ("png",)) if p.stage == stage and not p.name]
+  if not paths:
+    return None
+  if len(paths) > max_frames:
+    chosen = np.linspace(0, len(paths) - 1, max_frames).round().astype(int)
+    paths = [paths[i] for i in chosen]
+  frames = []
+  for path in paths:
+    with Image.open(path) as image:
+      frames.append(image.convert("L" if image.mode == "L" else "RGB"))
+  frames = [f if f.size == frames[-1].size else f.resize(frames[-1].size) for f in frames]
+  buffer = io.BytesIO()
+  durations = [200] * (len(frames) - 1) + [2000]
+  frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+  return files.write_bytes(Path(workdir) / "samples" / f"{stage}.gif", buffer.getvalue())
+
+
+def _texts(text: np.ndarray, vocab_size: int) -> list[str]:
+  """Strings as they are; token ids as bytes (0 ends a text) up to 256 of them, else as numbers."""
+  if text.dtype.kind in "UOS":
+    return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in text]
+  if 0 < vocab_size <= 256:
+    return [bytes(t.astype(np.uint8)).partition(b"\0")[0].decode("utf-8", "replace") for t in text]
+  return [" ".join(map(str, t)) for t in text.tolist()]
