@@ -88,7 +88,7 @@ def load(
     job: the run.
     index: of the stage.
     split: "train" or "test".
-    shuffle: False reads in the set's own order.
+    shuffle: False reads in the set's constant order, a permutation.
     whole: give every process all rows of a batch, not its share.
   """
   with user_input():

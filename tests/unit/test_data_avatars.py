@@ -229,6 +229,7 @@ def test_attributes_and_label_of_a_batch(folder):
   assert source.info.num_classes == 7
   assert source.info.columns[1] == "hair_color=black"
   batch = source.decode(source.batch(0, 18))
+  rows = rows[source.indices(0, 18)]
   assert np.asarray(batch["label"]).tolist() == rows[:, NAMES.index("skin")].tolist()
   found = np.asarray(batch["attributes"])
   assert found[:, :10].argmax(1).tolist() == rows[:, NAMES.index("hair_color")].tolist()
