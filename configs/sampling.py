@@ -25,7 +25,7 @@ def get_config(variant="small"):
   if variant not in VARIANTS:
     raise common.unknown(variant, VARIANTS)
   c = common.base("sampling")
-  c.num_steps, c.batch_size = 0, 10_000  # the whole test split: one evaluation
+  c.num_steps, c.batch_size = 0, 10_000  # the whole test split at once
   c.data.source, c.data.name = "points", "quadratic"
   m = c.model
   m.method = "inverse"  # or tabulated, rejection, discrete, reparam

@@ -194,8 +194,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def evaluate(state, batch, key):
     k_noise, k_drop = jax.random.split(key)
-    x = batch[data][: len(batch[data]) // m.pack * m.pack]
-    z = noise(k_noise, len(x))
+    x = batch[data]
+    z = noise(k_noise, -(-len(x) // m.pack) * m.pack)  # whole packs
 
     def logits(params):
       return D(state.params["d"], G(params, state.stats["g"], z)[0], k_drop)

@@ -56,10 +56,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     x = draw(key, len(batch["point"]))
     return {"point": data.scale * x.reshape(batch["point"].shape)}
 
-  def measure(state, batch, key):
-    return evaluate(key, batch["point"] / data.scale)
+  def keep(state, batch, key):  # tests of a law are of all points at once
+    return {"real": batch["point"] / data.scale}
 
-  return [core.Stage("sample", 0, init, step, sample, measure, lambda state, batch, key: show(key))]
+  def conclude(found, key):
+    return evaluate(key, found["real"])
+
+  shown = lambda state, batch, key: show(key)
+  return [core.Stage("sample", 0, init, step, sample, keep, shown, conclude=conclude)]
 
 
 def _discrete(m, data):
