@@ -269,7 +269,7 @@ def load(
     cfg: config.data.
     split: "train" or "test".
     seed: order of the rows.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
 
   Raises:

@@ -43,6 +43,7 @@ from flax import linen as nn
 
 from gm import core, diagnostics, losses, optim, pictures
 from gm.nets import mlp
+from gm.nn import embed
 
 MOVES = ("rec", "d_z", "g_z", "d_y", "g_y", "cls")
 SPOKE_RADIUS, SPOKE_LENGTH, SPOKE_WIDTH = 1.4, 0.5, 0.1  # centre and standard deviations
@@ -243,14 +244,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def D(p, z, label):  # -> logits [B]
     if m.d_label:  # one more class stands for no label
-      z = jnp.concatenate([z, jax.nn.one_hot(label, num_classes + 1)], axis=1)
+      z = jnp.concatenate([z, embed.one_hot(label, num_classes + 1)], axis=1)
     return run(p, "d_z", z)
 
   def logits_of(p, b):  # of y, [B, Y]
     return run(p, "y_head", hidden(p, b["x"]))
 
   def one_hot(category):
-    return jax.nn.one_hot(category, y_dim)
+    return jax.nn.one_hot(category, y_dim)  # zeros where there is no label
 
   def told(p, h, b):  # what the decoder is told beside z, [B, Y]
     if inferred:

@@ -31,8 +31,8 @@ from flax import linen as nn
 
 from gm import augment, core, diagnostics, losses, optim
 from gm.nets import mlp
+from gm.nn import embed, linear
 from gm.nn import init as inits
-from gm.nn import linear
 
 
 class Embedding(nn.Module):
@@ -203,7 +203,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jax.random.normal(key, (n, m.z_dim))
 
   def one_hot(y):
-    return jax.nn.one_hot(y, num_classes)
+    return embed.one_hot(y, num_classes)
 
   def init(key, batch, prev):
     kg, kd = jax.random.split(key)

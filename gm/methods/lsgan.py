@@ -36,7 +36,7 @@ from flax import linen as nn
 
 from gm import augment, core, losses, optim, pictures
 from gm.nets import mlp
-from gm.nn import conv, norm
+from gm.nn import conv, embed, norm
 from gm.nn import init as inits
 
 SCHEMES = {"01": losses.ZERO_ONE, "pearson": losses.PEARSON}
@@ -250,7 +250,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   unit = m.output == "sigmoid"  # pixels in [0, 1], the data's lie in [-1, 1]
 
   def labels(y):  # what the networks are told; y [B]
-    return {"y": jax.nn.one_hot(y, num_classes)} if m.embed else {}
+    return {"y": embed.one_hot(y, num_classes)} if m.embed else {}
 
   def G(params, stats, z, y, train=True):  # [B, Z] -> [B, H, W, C] or [B, D]
     x, stats = core.apply(g, params, stats, z, train=train, **labels(y))
