@@ -60,6 +60,9 @@ class Source(NamedTuple):
   indices: Callable | None = (
     None  # (i, size) -> i32 [size]; batch(i, n) == {k: a[indices(i, n)] for k, a in arrays}
   )
+  classes: tuple = ()  # names of the labels 0, 1, ...; () where they have none
+  origin: Mapping = MappingProxyType({})  # of a set of the user's own: its "name", and facts that
+  # change with it, of all splits together; "unused" lists what was left out
 
 
 def choice(given: Mapping, key: str, allowed: Sequence[str], *, section: str = "model") -> str:

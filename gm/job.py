@@ -109,16 +109,17 @@ def data_config(config: ConfigDict, stage: core.Stage) -> ConfigDict:
 
 
 def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
-  """Creates the workdir with its config.json, or checks that it belongs to this config.
+  """Creates the workdir with its config.json, or checks that it belongs to this config and data.
 
   Raises:
-    UserError: if it cannot be written, or belongs to a config that differs in more than FREE_KEYS.
+    UserError: if it cannot be written, belongs to a config that differs in more than FREE_KEYS, or
+      was trained on a set that has changed since.
   """
   with user_input():
     os.makedirs(workdir, exist_ok=True)
-    config = job.config.to_dict()
+    config = _absolute(job.config.to_dict())
     try:
-      old = record.read_config(workdir)["config"]
+      old = _absolute(record.read_config(workdir)["config"])
     except FileNotFoundError:
       old = config
     fixed = lambda c: {k: v for k, v in c.items() if k not in FREE_KEYS}
@@ -128,13 +129,61 @@ def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
         f"{workdir} belongs to a run with another config ({'; '.join(differs)}): give another"
         " --workdir, or the config that it was made with"
       )
-    data = config["data"]
-    origin = f"{data['source']}:{data['name']}, {source.num_examples:,} training examples"
-    facts = {
-      "data": {"origin": origin, "generated": data["source"] == "points"},
-      "stages": {stage.name: stage.num_steps for stage in job.stages},
-    }
+    changed = data_changes(workdir, source)
+    if changed:
+      raise ValueError(
+        f"the data of {workdir} have changed since its run began ({'; '.join(changed)}): put them"
+        " back as they were, or start anew with another --workdir"
+      )
+    said = f"{origin(job, source)}, {source.num_examples:,} training examples"
+    left_out = source.origin.get("unused", ())
+    if left_out:
+      said += f"; not used: {', '.join(f'{name}/' for name in left_out)}"
+    data = {"origin": said, "generated": config["data"]["source"] == "points"}
+    if source.classes:
+      data["classes"] = source.classes
+    if source.origin:
+      data["set"] = source.origin
+    facts = {"data": data, "stages": {stage.name: stage.num_steps for stage in job.stages}}
     record.write_config(workdir, config, facts)
+
+
+def origin(job: Job, source: core.Source) -> str:
+  """Says where data came from: embedded:mnist10k, tfds:toy/1.0.0, folder:/cats, listing 3f09...
+
+  Args:
+    job: the run.
+    source: any split of the data of one of its stages.
+  """
+  data = job.config.data
+  listing = f", listing {source.origin['listing']}" if "listing" in source.origin else ""
+  return f"{data.source}:{source.origin.get('name', data.name)}{listing}"
+
+
+def data_changes(workdir: str, source: core.Source) -> list[str]:
+  """Returns what is no longer as it was when the run of a workdir began, in its set of data.
+
+  Args:
+    workdir: of a run, or of none yet.
+    source: any split of the data of one of its stages.
+  """
+  try:
+    data = record.read_config(workdir).get("data")
+  except FileNotFoundError:
+    return []
+  before = data.get("set") if isinstance(data, dict) else None
+  kept = lambda facts: {k: v for k, v in facts.items() if k != "unused"}
+  return record.diff(kept(before), kept(source.origin)) if before and source.origin else []
+
+
+def _absolute(config: dict) -> dict:
+  """A config with its paths absolute: the folder that a later command is given in is another."""
+
+  def whole(tree, key):
+    path = tree.get(key)
+    return {**tree, key: os.path.abspath(os.path.expanduser(path))} if path else tree
+
+  return {**whole(config, "init_from"), "data": whole(config.get("data", {}), "dir")}
 
 
 def restore(job: Job, workdir: str, index: int) -> core.State | None:

@@ -141,6 +141,7 @@ def test_decoded_batch_is_what_info_says(source, keys):
     assert (batch[name].shape, batch[name].dtype) == (want.shape, want.dtype)
   assert set(batch) == set(loaded.info.shape)
   assert loaded.num_examples == len(next(iter(loaded.arrays.values())))
+  assert loaded.classes == (() if source == "points" else tuple("0123456789"))
   if "label" in batch:
     labels = loaded.decode(loaded.arrays)["label"]
     assert set(np.unique(labels)) == set(range(loaded.info.num_classes))
