@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from gm import core, sharding
 from gm.errors import UserError, user_input
-from gm.job import Job, load, prepare, restore
+from gm.job import Job, load, origin, prepare, restore
 from gm.workdir import plots, record, samples
 
 NUM_TILES = 64  # examples in a picture of fixed noise
@@ -113,7 +113,7 @@ class Evaluator:
       "num_samples": config.num_eval_samples if self.metrics else 0,
       "num_held_out": 0 if self.stage.evaluate is core.nothing else self.source.num_examples,
       "seed": config.seed,
-      "data": f"{config.data.source}:{config.data.name}",
+      "data": origin(self.job, self.source),
       "reference_split": config.reference_split,
       "feature_net": ", ".join(dict.fromkeys(filter(None, nets))) or "none",
       "seconds": round(time.perf_counter() - start, 1),

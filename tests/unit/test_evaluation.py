@@ -102,11 +102,15 @@ def test_sizes_of_batches():
           assert num % size == 0 or last > size - -(-num // size) * devices
 
 
-def test_the_number_of_held_out_examples_is_on_record(monkeypatch, tmp_path):
+def test_the_held_out_examples_are_on_record(monkeypatch, tmp_path):
   for stage, expected in (({"evaluate": numbers, "conclude": conclude}, 97), ({}, 0)):
     stage = {"evaluate": core.nothing, **stage}
-    evaluator_of(monkeypatch, stage=stage).finish(str(tmp_path), STATE)
-    assert json.loads((tmp_path / "eval.json").read_text())["protocol"]["num_held_out"] == expected
+    evaluator = evaluator_of(monkeypatch, stage=stage)
+    evaluator.source = evaluator.source._replace(origin={"name": "/cats", "listing": "3f09"})
+    evaluator.finish(str(tmp_path), STATE)
+    protocol = json.loads((tmp_path / "eval.json").read_text())["protocol"]
+    assert protocol["num_held_out"] == expected
+    assert protocol["data"] == "embedded:/cats, listing 3f09"
 
 
 def test_one_batch_gives_the_same_where_nothing_is_drawn():
