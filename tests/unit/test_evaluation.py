@@ -190,6 +190,11 @@ def test_held_out_metrics_do_not_depend_on_the_stored_order(stored):
       assert other[name] == pytest.approx(found[0][name], rel=0.03), name
     assert other["active_units"] == 1  # within a class it would be 0
     assert other["mutual_information"] == pytest.approx(np.log(3) + 0.03, abs=0.1)
+  layer["kernel"][:] = 1e3 * np.random.default_rng(0).standard_normal((64, 4)) * [1, 1, 0, 0]
+  apart = evaluator.evaluate(state)  # every code by itself: of 120, not of the 40 of a batch
+  assert apart["mutual_information"] == pytest.approx(np.log(120), abs=1e-4)
+  total = apart["mutual_information"] + apart["marginal_kl"]
+  assert apart["active_units"] == 2 and total == pytest.approx(apart["rate"], rel=1e-5)
 
 
 def quadrants(batch):
@@ -290,6 +295,8 @@ def test_plots_of_points_show_each_real_one_once(monkeypatch, tmp_path, num):
 
 
 def test_parts_are_joined_up_to_a_number():
-  parts = [{"x": np.full((3, 2), i), "y": np.full(3, i)} for i in range(3)]
+  x = np.arange(18).reshape(9, 2)
+  parts = [{"x": x[i : i + 3], "y": x[i : i + 3, 1]} for i in (0, 3, 6)]
   found = evaluation.join(iter(parts), 7)
-  assert found["x"].shape == (7, 2) and found["y"].tolist() == [0, 0, 0, 1, 1, 1, 2]
+  np.testing.assert_array_equal(found["x"], x[:7])
+  np.testing.assert_array_equal(found["y"], x[:7, 1])
