@@ -137,7 +137,8 @@ class Evaluator:
     means = {k: x / num for k, x in sums.items()}
     if not parts[0]:
       return means
-    return means | jax.device_get(self._conclude(join(parts, num), jax.random.fold_in(keys, i + 1)))
+    key = jax.random.fold_in(keys, num)  # of no batch, and the same whatever their size
+    return means | jax.device_get(self._conclude(join(parts, num), key))
 
   def _decoded(self, source: core.Source, num: int) -> dict[str, np.ndarray]:
     """The first `num` rows, or as many as there are, decoded a batch at a time to save memory."""
