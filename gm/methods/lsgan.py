@@ -221,11 +221,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of an LSGAN for images, with labels or without, or for points.
 
   Raises:
-    ValueError: for a label projection without labels, a label that the data do not have, an unknown
-      name, or what the networks refuse.
+    ValueError: for a label projection without labels, a label that the data do not have, a name or
+      a number that is not possible, or what the networks refuse.
   """
-  m, num_classes = config.model, info.num_classes
-  data = "image" if "image" in info.shape else "point"
+  m, num_classes, data = config.model, info.num_classes, core.leaf(info, "image", "point")
+  core.within(m, "z_dim", "g_first", "g_kernel", "d_kernel", "g_strides", least=1)
+  core.within(m, "g_widths", "d_widths", "d_dense", least=1, empty=True)
+  core.within(m, "embed", least=0)
+  core.within(m, "sample_label", least=-1)
+  core.within(m, "d_lr", "init_scale", above=0.0)
+  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  augment.require(m.augment, info.shape[data])
   if m.embed and "label" not in info.shape:
     raise ValueError(
       f"embed {m.embed} needs labels, and {config.data.source}:{config.data.name} has none here:"
