@@ -143,28 +143,94 @@ def watched():
     yield
 
 
-def prepare(name, accumulate):
+def key_of_watch():
+  return jax.random.wrap_key_data(jnp.array(ROOT_KEY, jnp.uint32), impl=WATCHED)
+
+
+def prepare(name, accumulate, changes=()):
   config = importlib.import_module(f"configs.{name}").get_config("test")
   with config.unlocked():
     config.num_devices, config.accumulate = 1, accumulate
     config.model.update({k: v for k, v in MORE.items() if k in config.model})
+    config.update_from_flattened_dict(dict(changes))
   return job.prepare(config)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_draw_has_a_key_of_its_own(name):
   """And a key that is split is not folded too, nor drawn from."""
-  key = jax.random.wrap_key_data(jnp.array(ROOT_KEY, jnp.uint32), impl=WATCHED)
+  key, draws = key_of_watch(), 0
   for accumulate in (1, 2):
     made = prepare(name, accumulate)
     for i, (stage, state) in enumerate(zip(made.stages, made.templates, strict=True)):
-      batch = core.batch_shapes(job.load(made, i, "train").info, made.sizes[i])
-      if stage.num_steps:
-        assert not faults(stage.step, state, batch, key), f"step in {accumulate} parts"
-      if accumulate > 1:
-        continue
-      tiles = core.batch_shapes(job.load(made, i, "train").info, evaluation.NUM_TILES)
-      prev = made.templates[i - 1] if i else None
-      assert not faults(lambda *a: stage.init(*a), key, batch, prev), "init"
-      for what, rows in (("sample", batch), ("evaluate", batch), ("show", tiles)):
-        assert not faults(getattr(stage, what), state, rows, key), what
+      batch, tiles = (
+        core.batch_shapes(made.infos[i], n) for n in (made.sizes[i], evaluation.NUM_TILES)
+      )
+      calls = {"step": (state, batch, key)} if stage.num_steps else {}
+      if accumulate == 1:
+        calls["init"] = (key, batch, made.templates[i - 1] if i else None)
+        calls["sample"] = calls["evaluate"] = (state, batch, key)
+        calls["show"] = (state, tiles, key)
+      for what, args in calls.items():
+        assert not faults(getattr(stage, what), *args), f"{what}, {accumulate} parts"
+        draws += len(LOG)
+  assert draws, "nothing was written down"
+
+
+def same_in_a_loop(key):
+  def body(total, i):
+    return total + jax.random.normal(key) * jax.random.bits(jax.random.fold_in(key, i)), None
+
+  return jax.lax.scan(body, 0.0, jnp.arange(2))[0]
+
+
+@pytest.mark.parametrize(
+  "function, expected",
+  [
+    (lambda k: jax.vmap(jax.random.normal)(jax.random.split(k)), []),
+    (lambda k: [jax.random.randint(jax.random.fold_in(k, i), (), 0, 9) for i in range(3)], []),
+    (lambda k: [jax.random.normal(k), jax.random.uniform(k, (3,))], ["2 draws from key"]),
+    (
+      lambda k: (
+        jax.grad(lambda x: x * jax.random.normal(jax.random.split(k)[1]))(1.0)
+        * jax.random.normal(jax.random.fold_in(k, 1))
+      ),
+      ["2 draws from key.1", "key: fold_in, split"],
+    ),
+    (same_in_a_loop, ["2 draws from key", "key: bits, fold_in"]),
+  ],
+)
+def test_what_is_wrong_is_seen(function, expected):
+  assert sorted(faults(function, key_of_watch())) == expected
+
+
+LINE = {"data.source": "points", "data.name": "gaussian1d"}
+MLP = {"model.nets": "mlp", "model.scheme": "he", "model.widths": (16,), "model.num_critic": 1}
+
+
+@pytest.mark.parametrize(
+  "name, changes",
+  [
+    ("gan", {"data.image_size": 8, "model.d_dropout": (0.0, 0.0)}),  # augmentations
+    ("wgan", {**LINE, **MLP, "model.augment": ""}),  # positions between data and samples
+  ],
+)
+def test_gradients_in_parts_vary_as_that_of_one_batch(name, changes):
+  """Of D, from draws of the loss alone: data stay the same, and a G of zeros ignores its noise."""
+  deviation = {}
+  for parts in (1, 8):
+    made = prepare(name, parts, changes)
+    shapes = core.batch_shapes(made.infos[0], made.sizes[0])
+    batch = jax.tree.map(lambda s: jnp.linspace(-1, 1, s.size).reshape(s.shape), shapes)
+    start = jax.jit(made.stages[0].init, compiler_options=QUICK)(jax.random.key(0), batch, None)
+    still = jax.tree.map(jnp.zeros_like, start.params["g"])
+    start = start.replace(params={**start.params, "g": still})
+
+    def gradient(key, stage=made.stages[0], start=start, batch=batch):
+      first_moment = stage.step(start, batch, key)[0].opt["d"][0].mu
+      return jnp.concatenate([jnp.ravel(m) for m in jax.tree.leaves(first_moment)])
+
+    many = jax.jit(jax.vmap(gradient), compiler_options=QUICK)
+    found = many(jax.random.split(jax.random.key(2), 1_000))
+    deviation[parts] = np.sqrt(np.var(found, axis=0).sum())
+  assert 0.9 < deviation[8] / deviation[1] < 1.1, deviation  # 2.8 where parts draw the same
