@@ -204,6 +204,22 @@ def test_labels_play_every_so_many_steps():
   assert int(state.opt["g_y"][0].count) == 4
 
 
+def test_labelled_images_play_in_turn(monkeypatch):
+  """Of 20 the first 15, then the last 5 and the first 10 again, every third step."""
+  changes = {"model.num_labels": 20, "model.labelled_batch": 15, "model.label_every": 3}
+  stage, state, batch = first_state("labels_only", **SMALL, **changes)
+  seen = []
+  monkeypatch.setattr(
+    core, "minimize", lambda state, tx, loss, names, b, **options: seen.append(b) or (state, {})
+  )
+  for i in (0, 3, 6):
+    stage.step(state.replace(step=jnp.array(i)), batch, jax.random.key(0))
+  for b, start in zip(seen, (0, 15, 10), strict=True):
+    rows = (start + np.arange(15)) % 20
+    np.testing.assert_array_equal(b["label"], state.extra["label"][rows])
+    assert abs(b["x"] - state.extra["image"][rows]).max() < 2  # but for noise of 0.3
+
+
 def test_rates_fall_at_the_same_steps_for_all_moves():
   """A move that is made every third step sees a third of the updates."""
   ends = {"model.rate_ends": (6,), "model.label_every": 3, "model.moves": ("g_y", "d_y", "cls")}

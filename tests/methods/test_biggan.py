@@ -289,6 +289,23 @@ def test_both_players_see_statistics_of_parts(accumulate, monkeypatch):
     np.testing.assert_allclose(counted - average, 8 / accumulate, rtol=1e-5)
 
 
+def test_labels_of_samples_are_uniform(monkeypatch):
+  """In two steps of D and one of G."""
+
+  def minimize(state, tx, loss, names, b, **options):
+    y = b["y_fake"] if "d" in names else b["y"]
+    jax.debug.callback(lambda y: seen.append(np.bincount(y)), y)
+    return state, {}
+
+  made, seen = job.prepare(config_of("test", batch_size=1_000, **{"model.standing_every": 0})), []
+  batch = {"image": jnp.zeros((2_000, 8, 8, 1)), "label": jnp.zeros(2_000, jnp.int32)}
+  monkeypatch.setattr(core, "apply", lambda net, p, stats, z, y, train: (ONES[None], stats))
+  monkeypatch.setattr(core, "minimize", minimize)
+  jax.jit(made.stages[0].step, compiler_options=QUICK)(zeros(made), batch, KEY)
+  jax.effects_barrier()
+  np.testing.assert_allclose(seen, np.full((3, 10), 100), atol=40)  # four deviations
+
+
 def test_standing_statistics_are_means_over_batches():
   """Every 2 steps in the test variant, over 2 batches, of the averaged G."""
   _, _, state, batch, (one, _) = first()

@@ -22,6 +22,7 @@ def config_of(variant, **changes):
   return config
 
 
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
 PASSES = [("test", {}, {"g": 1})]  # of G in its own step; see test_promises.py
 
 
@@ -158,11 +159,12 @@ def test_losses_gradients_and_rates_by_hand(loss, output, monkeypatch):
   x = jnp.tanh(jax.random.normal(jax.random.key(3), (12, 2)))
   small = {"model.z_dim": 2, "model.g_widths": (8,), "model.d_widths": (8,), "batch_size": 12}
   changes = {"model.loss": loss, "model.g_output": output, "model.d_lr": 0.5, "model.b1": 0.3}
+  changes["model.noise"] = "normal" if output == "none" else "uniform"
   config = config_of("collapse", **small, **changes)
   (stage,) = job.prepare(config).stages
   true = core.minimize
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICKLY)
   def run(state):
     seen = []
 
@@ -173,8 +175,11 @@ def test_losses_gradients_and_rates_by_hand(loss, output, monkeypatch):
     monkeypatch.setattr(core, "minimize", spy)
     return *stage.step(state, {"point": x}, jax.random.key(1)), seen
 
-  state = stage.init(jax.random.key(0), {"point": x}, None)
+  init = jax.jit(lambda: stage.init(jax.random.key(0), {"point": x}, None))
+  state = init()
   after, found, (z_d, z_g) = run(state)
+  assert abs(z_d - z_g).max() > 0.1 and -z_d.min() > 0.5  # each player has noise of its own
+  assert (max(abs(z_d).max(), abs(z_g).max()) < 1) == (output == "sigmoid")
   net, softplus = {"widths": (8,), "activation": "relu"}, jax.nn.softplus
   g = lambda p, z: mlp.Generator((2,), output=output, **net).apply({"params": p}, z)
   d = lambda p, x: mlp.Discriminator(**net).apply({"params": p}, x)
@@ -188,7 +193,8 @@ def test_losses_gradients_and_rates_by_hand(loss, output, monkeypatch):
     return softplus(-s).mean() if loss == "nonsaturating" else -softplus(s).mean()
 
   for n, by_hand, rate in (("d", d_loss, config.lr / 2), ("g", g_loss, config.lr)):
-    value, grad = jax.value_and_grad(by_hand)(state.params[n])
+    value_and_grad = jax.jit(jax.value_and_grad(by_hand), compiler_options=QUICKLY)
+    value, grad = value_and_grad(state.params[n])
     np.testing.assert_allclose(found[f"loss_{n}"], value, rtol=1e-5)
     adam = after.opt[n][0]
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7)

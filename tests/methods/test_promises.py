@@ -49,26 +49,36 @@ def lean(function, *args):
   return read, jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def passes_of(name):
+  return getattr(importlib.import_module(f"test_{name}"), "PASSES", [])
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_samples_and_pictures_are_made_of_the_average(name):
   """They read all of it, running averages too, and nothing of the raw G or of its statistics."""
-  made = prepare(name)
-  for stage, info, state in zip(made.stages, made.infos, made.templates, strict=True):
-    batch, key = core.batch_shapes(info, evaluation.NUM_TILES), made.keys[0]["sample"]
+  variants = [("test", ()), *((v, tuple(changes.items())) for v, changes, _ in passes_of(name))]
+  for made in (prepare(name, *variant) for variant in dict.fromkeys(variants)):
+    for stage, info, state in zip(made.stages, made.infos, made.templates, strict=True):
+      check_sources(stage, state, core.batch_shapes(info, evaluation.NUM_TILES))
 
-    def sample(state, batch, key, stage=stage):
-      found = stage.sample(state, batch, key)  # less what is said of the data and not drawn
-      return {k: v for k, v in found.items() if k != "feature" and not k.startswith("data_")}
 
-    read, _ = lean(sample, state, batch, key)
-    of_state = lambda what: {p for p in read if p.startswith(f"[0].{what}")}
-    if not state.ema:
-      assert not state.params or of_state("params") or stage.num_steps == 0, stage.name
-      continue
-    assert of_state("ema") == {f"[0].ema{path}" for path in paths_of(state.ema)}
-    assert not of_state("params") and not of_state("stats['g']")
-    read, _ = lean(lambda *args: stage.show(*args), state, batch, key)
-    assert not of_state("params['g']") and not of_state("stats['g']")
+def check_sources(stage, state, batch):
+  def sample(state, batch, key):
+    found = stage.sample(state, batch, key)  # less what is said of the data and not drawn
+    return {k: v for k, v in found.items() if k != "feature" and not k.startswith("data_")}
+
+  def used(function):
+    read, _ = lean(function, state, batch, jax.random.key(0))
+    return lambda what: {path for path in read if path.startswith(f"[0].{what}")}
+
+  of_sample = used(sample)
+  if not state.ema:
+    assert of_sample("params") or not state.params, stage.name
+    return
+  assert of_sample("ema") == {f"[0].ema{path}" for path in paths_of(state.ema)}
+  assert not of_sample("params") and not of_sample("stats['g']")
+  of_show = used(lambda *args: stage.show(*args))
+  assert not of_show("params['g']") and not of_show("stats['g']")
 
 
 def doubled(state, tx, grads, *, slot=None):
@@ -130,10 +140,6 @@ def test_averages_follow_what_they_are_averages_of(name):
     np.testing.assert_allclose(decay, made.config.model.ema, atol=1e-3)
   else:
     assert 0.9 < decay < 1
-
-
-def passes_of(name):
-  return getattr(importlib.import_module(f"test_{name}"), "PASSES", [])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -67,7 +67,7 @@ def test_a_step_by_hand_with_the_penalty_between_data_and_samples(monkeypatch):
   averages have the gradients. G plays against the critic that has moved.
   """
   monkeypatch.setattr(wgan, "networks", lambda *args: (Constant(), Parabola()))
-  n, weight, lr = 8_192, 2.0, 1e-2
+  n, weight, lr = 65_536, 2.0, 1e-2
   changes = {"batch_size": n, "lr": lr, "model.num_critic": 1, "model.gp_weight": weight}
   (stage,) = job.prepare(config_of("line", **changes, **{"model.b1": 0.3})).stages
   batch = {"point": jnp.full((n, 1), 3.0)}
@@ -75,7 +75,7 @@ def test_a_step_by_hand_with_the_penalty_between_data_and_samples(monkeypatch):
   after, found = jax.jit(stage.step)(state, batch, jax.random.key(1))
   u = np.linspace(1.5, 3, 1_001)
   mean = lambda y: np.trapezoid(y, u) / 1.5
-  near = functools.partial(np.testing.assert_allclose, rtol=0.03)  # three errors
+  near = functools.partial(np.testing.assert_allclose, rtol=0.01)  # four errors
   near(found["penalty"], mean((u - 1) ** 2))
   distance = (1.5**2 - 3**2) / 2
   np.testing.assert_allclose(found["w_estimate"], -distance, rtol=1e-5)
