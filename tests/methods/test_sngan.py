@@ -257,7 +257,7 @@ def test_all_are_judged_under_the_labels_that_they_are_of(monkeypatch):
   run = jax.jit(losses_and_labels, compiler_options=QUICK)
   *found, drawn = run(batch)
   assert [float(v) for v in found] == [2.0, 0.0, 0.0]  # hinge, at outputs of 0
-  np.testing.assert_allclose(np.bincount(drawn), 100, atol=40)  # four deviations
+  np.testing.assert_allclose(np.bincount(drawn, minlength=10), 100, atol=40)  # four deviations
   wrong = run({**batch, "label": (y + 1) % 10})
   assert wrong[0] > 2.5 and wrong[2] == 0  # of the data alone
 

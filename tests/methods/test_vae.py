@@ -181,8 +181,8 @@ def test_nll_is_exact_where_the_posterior_is():
   """
   made = job.prepare(config_of("linear", **{"model.z_dim": 2, "model.eval_k": 3}))
   stage, rng, s2 = made.stages[0], np.random.default_rng(0), 0.3
-  batch = {"image": jnp.asarray(rng.uniform(-1, 1, (8, 8, 8, 1)), jnp.float32)}
-  x = np.asarray(batch["image"], np.float64).reshape(8, 64) / 2 + 0.5
+  batch = {"image": jnp.asarray(rng.uniform(-1, 1, (1_000, 8, 8, 1)), jnp.float32)}
+  x = np.asarray(batch["image"], np.float64).reshape(1_000, 64) / 2 + 0.5
   mu = rng.normal(size=64)
   w = np.linalg.qr(rng.normal(size=(64, 2)))[0] * [1.5, 0.7]
   var = 1 / (np.array([1.5, 0.7]) ** 2 / s2 + 1)
@@ -202,6 +202,10 @@ def test_nll_is_exact_where_the_posterior_is():
   mean = r @ to_mean
   rate = 0.5 * (mean**2 + var - 1 - np.log(var)).sum(1).mean()
   np.testing.assert_allclose(found["rate"], rate, rtol=1e-4)
+  # of one draw for each example, which differs by 0.7 from draw to draw
+  errors = ((r - mean @ w.T) ** 2).sum(1).mean() + (w**2 * var).sum()
+  distortion = 0.5 * errors / s2 + 32 * np.log(2 * np.pi * s2)
+  np.testing.assert_allclose(found["distortion"], distortion, atol=4 * 0.7 / np.sqrt(1_000))
 
 
 def test_pixels_are_drawn_with_their_own_probabilities():
