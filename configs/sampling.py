@@ -8,9 +8,9 @@ Measured with 200,000 draws, seed 0: small and tabulated, Kolmogorov-Smirnov dis
 limit 0.0036); rejection 0.0030 (0.0045), acceptance 0.666 (exact 2/3, standard error 0.001);
 rejection_constant 0.0018 (0.0063), 0.334 (1/3); discrete, chi-square 11.4 with 8 degrees of
 freedom; reparam, largest error of the covariance 0.0018, variance of the gradient's estimate 9.2 by
-the path and 100 by the score. The real points of the test split, one fixed draw of 10,000, are at 0.0170,
-beyond their own 1 % limit of 0.0163: an unlucky draw (of 300 others 1.3 % are as far). paper was
-not run.
+the path and 100 by the score. The real points of the test split, one fixed draw of 10,000, are at
+0.0170, beyond their own 1 % limit of 0.0163: an unlucky draw (of 300 others 1.3 % are as far).
+paper was not run.
 """
 
 from configs import common

@@ -7,6 +7,7 @@ the stages in order.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -65,6 +67,17 @@ class Source(NamedTuple):
   # change with it, of all splits together; "unused" lists what was left out
 
 
+def _read(given: Mapping, key: str, section: str) -> tuple[str, Any]:
+  """Returns the flag of a key and its value."""
+  flag = f"--config.{section}.{key}" if section else f"--config.{key}"
+  if key not in given:
+    raise ValueError(
+      f"{flag} is missing: the config is another method's, or an older one's; give --config=NAME.py"
+      " with the name of --config.method, and single keys instead of a whole section"
+    )
+  return flag, given[key]
+
+
 def choice(given: Mapping, key: str, allowed: Sequence[str], *, section: str = "model") -> str:
   """Returns given[key], a name out of a few.
 
@@ -72,7 +85,7 @@ def choice(given: Mapping, key: str, allowed: Sequence[str], *, section: str = "
     given: a section of the config.
     key: in it.
     allowed: the names that are known.
-    section: its name, for the message.
+    section: its name, for the message; "" for keys outside of sections.
 
   Raises:
     ValueError: for any other name; the message has the flag and what is known.
@@ -80,11 +93,96 @@ def choice(given: Mapping, key: str, allowed: Sequence[str], *, section: str = "
   >>> choice({"noise": "normal"}, "noise", ("normal", "uniform"))
   'normal'
   """
-  if given[key] not in allowed:
-    raise ValueError(
-      f"--config.{section}.{key}={given[key]!r} is not known: choose {', '.join(allowed)}"
+  flag, value = _read(given, key, section)
+  if value not in allowed:
+    raise ValueError(f"{flag}={value!r} is not known: choose {', '.join(allowed)}")
+  return value
+
+
+MOST_UNITS = 2**20  # in one direction: what is larger is a mistake
+MOST_STEPS = 2**31 - 1  # they are counted as i32
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def within(
+  given: Mapping,
+  *keys: str,
+  least: float | None = None,
+  above: float | None = None,
+  most: float | None = None,
+  below: float | None = None,
+  length: int | None = None,
+  empty: bool = False,
+  section: str = "model",
+) -> None:
+  """Checks the numbers of a config, and tuples of numbers one by one.
+
+  Where `least` is whole, so are the numbers, and at most MOST_UNITS if `most` is not given; others
+  are anything finite, and as near to a bound as float32 can tell.
+
+  Args:
+    given: a section of the config.
+    *keys: of numbers or tuples in it.
+    least: bound that may be reached, as `most`.
+    above: bound that may not be reached, as `below`.
+    most: see least.
+    below: see above.
+    length: of tuples.
+    empty: whether tuples may be empty.
+    section: its name, for the message; "" for keys outside of sections.
+
+  Raises:
+    ValueError: for anything else; the message has the flag and what is allowed.
+
+  >>> m = {"z_dim": 64, "widths": (256, 128), "ema": 0.999}
+  >>> within(m, "z_dim", "widths", least=1)
+  >>> within(m, "ema", least=0.0, below=1.0)
+  """
+  whole = isinstance(least, int)
+  most = MOST_UNITS if whole and most is None else most
+  bounds = {"at least": least, "above": above, "at most": most, "below": below}
+  allowed = " and ".join(f"{word} {bound:,}" for word, bound in bounds.items() if bound is not None)
+
+  def fits(x: Any) -> bool:
+    if isinstance(x, bool) or not isinstance(x, int if whole else (int, float)):
+      return False
+    if not whole:
+      x = float(np.float32(x)) if abs(x) <= _LARGEST else math.nan
+    return (
+      math.isfinite(x)
+      and (least is None or x >= least)
+      and (above is None or x > above)
+      and (most is None or x <= most)
+      and (below is None or x < below)
     )
-  return given[key]
+
+  for key in keys:
+    flag, value = _read(given, key, section)
+    numbers = value if (several := isinstance(value, tuple | list)) else (value,)
+    wrong = not all(map(fits, numbers)) or (not numbers and not empty)
+    if wrong or (several and length not in (None, len(numbers))):
+      kind = "whole number" if whole else "finite number"
+      size = f"{length} " if length else "any number of " if empty else "one or more "
+      what = f"{size}{kind}s, each" if several else f"a {kind}"
+      raise ValueError(f"{flag}={value!r} is not possible: give {what} {allowed}".rstrip())
+
+
+def leaf(info: Info, *names: str) -> str:
+  """Returns the first of the leaves that a method can make and the data have.
+
+  Raises:
+    ValueError: if they have none of them.
+
+  >>> leaf(Info({"point": (2,)}), "image", "point")
+  'point'
+  """
+  found = [name for name in names if name in info.shape]
+  if not found:
+    raise ValueError(
+      f"the method is for data with {' or '.join(names)}, these have {', '.join(info.shape)}: set"
+      " another --config.data.source and --config.data.name"
+    )
+  return found[0]
 
 
 def nothing(state: State, batch: Batch, key: jax.Array) -> dict:
@@ -126,8 +224,33 @@ def batch_shapes(
   }
 
 
+def keys(key: jax.Array, *purposes: str) -> Any:
+  """One key for each purpose, by name: the one way to derive several keys from one.
+
+  `split(key, n)[j]` is `fold_in(key, j)`, whatever n: a key that is split here must be neither
+  folded nor drawn from, and a purpose that is added comes last, so that the others keep their keys.
+  `fold_in(key, i)` counts views, steps or batches from a key that nothing else is done with.
+
+  Args:
+    key: PRNG key, not to be used again.
+    purposes: names.
+
+  Returns:
+    A named tuple of keys.
+
+  >>> k = keys(jax.random.key(0), "noise", "label")
+  >>> jax.random.normal(k.noise, (2,)).shape, jax.random.bits(k.label).shape
+  ((2,), ())
+  """
+  return collections.namedtuple("Keys", purposes)(*jax.random.split(key, len(purposes)))
+
+
+def _is_key(x: Any) -> bool:  # one, not a key for each row
+  return x.ndim == 0 and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def split_batch(batch: Any, n: int) -> Any:
-  """Splits every leaf [B, ...] into [n, B/n, ...].
+  """Splits every leaf [B, ...] into [n, B/n, ...], and every PRNG key into [n] new ones.
 
   Rows are interleaved, so that a batch sharded over devices needs no collective.
 
@@ -139,6 +262,8 @@ def split_batch(batch: Any, n: int) -> Any:
   """
 
   def split(x):
+    if _is_key(x):
+      return jax.random.split(x, n)
     if x.shape[0] % n:
       raise ValueError(
         f"a batch of {x.shape[0]} does not split into {n} equal parts: change --config.batch_size"
@@ -149,7 +274,7 @@ def split_batch(batch: Any, n: int) -> Any:
 
 
 def shard(batch: Any) -> Any:
-  """Splits the leading axis of every leaf over the devices that the loop works on.
+  """Splits the leading axis of every leaf, keys aside, over the devices that the loop works on.
 
   The compiler follows a batch of data through a step by itself, but noise that is drawn inside has
   no place of its own: left alone, every device would draw and work on all of it. `gradients`,
@@ -160,7 +285,10 @@ def shard(batch: Any) -> Any:
   """
   if "data" not in jax.sharding.get_abstract_mesh().axis_names:
     return batch
-  return jax.lax.with_sharding_constraint(batch, jax.sharding.PartitionSpec("data"))
+  over = jax.sharding.PartitionSpec("data")
+  return jax.tree.map(
+    lambda x: x if _is_key(x) else jax.lax.with_sharding_constraint(x, over), batch
+  )
 
 
 def build(module: Any, key: jax.Array, *args: Any, **kwargs: Any) -> tuple[dict, dict]:
@@ -205,15 +333,17 @@ def gradients(
 ) -> tuple:
   """Value, auxiliary output and gradient of `loss_fn` in params[n], n in names, and no other.
 
-  With accumulate = k the batch is split into k parts that are visited one after the other; value,
-  gradient, statistics and metrics are their means, so only the memory changes (but batch
-  normalisation then sees B/k examples at a time).
+  With accumulate = k the batch is split into k parts that are visited one after the other, for a
+  k-th of the memory; value, gradient, statistics and metrics are their means. What the loss draws
+  must come from keys in the batch: they are used as they are where k = 1, else each part has keys
+  of its own, so the draws are others than in one batch, and as many. What mixes examples, such as
+  batch normalisation, sees B/k of them.
 
   Args:
     loss_fn: (params, batch) -> (loss, (new_stats, metrics)), means over the batch.
     params: all networks; those not named are constants.
     names: the players.
-    batch: pytree with leaves [B, ...].
+    batch: pytree with leaves [B, ...] and PRNG keys.
     accumulate: number of parts.
 
   Returns:
@@ -276,8 +406,8 @@ def minimize(
     loss_fn: (params, batch) -> (loss, (new_stats, metrics)); new_stats replaces entries of
       state.stats.
     names: the networks to move, e.g. ["d"] or ["g_ab", "g_ba"].
-    batch: pytree with leaves [B, ...]: all that is split when gradients are accumulated, so the
-      noise too.
+    batch: pytree with leaves [B, ...] and PRNG keys, see `gradients`: all that is split when
+      gradients are accumulated, so the noise too, and a key for what loss_fn draws.
     slot: the optimizer slot, by default the names joined with "+".
     accumulate: number of parts in which the batch is visited.
 
@@ -318,8 +448,9 @@ def alternate(
     generate: (params, batch) -> (fake, new_stats), differentiable in params["g"].
     d_loss: (params, batch, fake) -> (loss, (new_stats, metrics)).
     g_loss: the same for G; it may depend on params["g"] through fake only.
-    batch: pytree with leaves [B, ...], noise included.
-    accumulate: number of parts; above 1 G's forward pass is done again, to save memory.
+    batch: pytree with leaves [B, ...] and PRNG keys, see `gradients`; noise included.
+    accumulate: number of parts; above 1 G's forward pass is done again by the same keys, to save
+      memory.
 
   Returns:
     The state after, and the metrics of both moves.

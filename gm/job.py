@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gm import core, programs, sharding
+from gm import checks, core, programs, sharding
 from gm.errors import user_input
 from gm.workdir import checkpoint, record
 
@@ -33,40 +33,56 @@ class Job(NamedTuple):
   mesh: jax.sharding.Mesh
 
 
-def prepare(config: ConfigDict, shelf: programs.Shelf | None = None) -> Job:
+def plan(
+  config: ConfigDict,
+) -> tuple[jax.sharding.Mesh, list[core.Stage], list[core.Info], list[int]]:
+  """Returns devices, stages, facts about their data and examples per step; traces nothing.
+
+  Raises:
+    ValueError: where the config asks for something that does not exist or cannot be.
+  """
+  checks.common(config)
+  mesh = sharding.start(config)
+  data = _module("gm.data", config.data.source, "--config.data.source")
+  method = _module("gm.methods", config.method, "--config.method")
+  stages = method.stages(config, data.info(config.data))
+  infos = [data.info(data_config(config, stage)) for stage in stages]
+  checks.columns(config.data.attributes, infos[0])
+  sizes = [stage.data.get("batch_size", config.batch_size) for stage in stages]
+  for size in sizes:
+    sharding.check_batch(mesh, size, config.accumulate)
+  return mesh, stages, infos, sizes
+
+
+def prepare(
+  config: ConfigDict, shelf: programs.Shelf | None = None, *, on_paper: bool = False
+) -> Job:
   """Builds all that needs no data: stages, facts, shapes, devices and keys.
 
   Args:
     config: from configs/.
     shelf: where shapes that were found by tracing are kept; see gm/programs.py.
+    on_paper: it need not fit the memory that there is, because nothing will be run.
 
   Raises:
     UserError: where the config asks for something that does not exist or does not fit.
   """
   with user_input():
-    if config.compute_dtype not in ("float32", "bfloat16"):
-      raise ValueError(
-        f"--config.compute_dtype={config.compute_dtype!r} is not known: float32 or bfloat16"
-      )
-    mesh = sharding.start(config)
-    data = _module("gm.data", config.data.source, "--config.data.source")
-    method = _module("gm.methods", config.method, "--config.method")
-    stages = method.stages(config, data.info(config.data))
-    infos = [data.info(data_config(config, stage)) for stage in stages]
-    sizes = [stage.data.get("batch_size", config.batch_size) for stage in stages]
-    for size in sizes:
-      sharding.check_batch(mesh, size, config.accumulate)
+    mesh, stages, infos, sizes = plan(config)
   purposes = ("init", "step", "sample", "evaluate", "show")
   root = jax.random.key(config.seed)
   split = [jax.random.split(jax.random.fold_in(root, i), len(purposes)) for i in range(len(stages))]
   keys = [dict(zip(purposes, k, strict=True)) for k in split]
+  batches = [
+    core.batch_shapes(info, size, sharding.batched(mesh))
+    for info, size in zip(infos, sizes, strict=True)
+  ]
   shapes = shelf.read("shapes") if shelf else None
   if shapes is None:
     shapes, prev = [], None
     for i, stage in enumerate(stages):
-      batch = core.batch_shapes(infos[i], sizes[i], sharding.batched(mesh))
       with user_input():  # layers say what does not fit when they are built
-        prev = jax.eval_shape(stage.init, keys[i]["init"], batch, prev)
+        prev = jax.eval_shape(stage.init, keys[i]["init"], batches[i], prev)
       shapes.append(prev)
     if shelf:
       shelf.write("shapes", shapes)
@@ -76,6 +92,10 @@ def prepare(config: ConfigDict, shelf: programs.Shelf | None = None) -> Job:
     )
     for s in shapes
   ]
+  if not on_paper:
+    with user_input():
+      for stage, template, batch in zip(stages, templates, batches, strict=True):
+        checks.memory(mesh, stage, template, batch)
   return Job(config, stages, infos, sizes, templates, keys, mesh)
 
 

@@ -23,8 +23,16 @@ from gm.nn import init as inits
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
-  """Returns the one stage of an autoencoder of fully connected networks."""
+  """Returns the one stage of an autoencoder of fully connected networks.
+
+  Raises:
+    ValueError: for a name or a number that is not possible, or data that are not images.
+  """
   m = config.model
+  core.leaf(info, "image")
+  core.within(m, "z_dim", least=1)
+  core.within(m, "widths", least=1, empty=True)
+  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
   options = {"activation": m.activation, "dtype": config.compute_dtype}
   # the same perceptron both ways: from flat pixels to z, and from z to pixels
   enc = mlp.Decoder((m.z_dim,), widths=m.widths, **options)
@@ -44,12 +52,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jnp.sum((x - decode(p, encode(p, x))) ** 2, axis=(1, 2, 3))
 
   def init(key, batch, prev):
-    ke, kd = jax.random.split(key)
-    x = unit(batch)
+    k, x = core.keys(key, "enc", "dec"), unit(batch)
     first = dec.clone(output_bias_init=inits.constant(x.mean(0).ravel()))  # the mean image
     params = {
-      "enc": core.build(enc, ke, x[:2].reshape(2, -1))[0],
-      "dec": core.build(first, kd, jnp.zeros((2, m.z_dim)))[0],
+      "enc": core.build(enc, k.enc, x[:2].reshape(2, -1))[0],
+      "dec": core.build(first, k.dec, jnp.zeros((2, m.z_dim)))[0],
     }
     return core.State(
       step=jnp.zeros((), jnp.int32),

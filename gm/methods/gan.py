@@ -65,10 +65,31 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a GAN of fully connected networks, for images or points.
 
   Raises:
-    ValueError: if packs do not divide the batch.
+    ValueError: for a name or a number that is not possible, or if packs do not divide the batch.
   """
-  m = config.model
-  data = "image" if "image" in info.shape else "point"
+  m, data = config.model, core.leaf(info, "image", "point")
+  core.within(m, "z_dim", "d_pieces", "pack", least=1)
+  core.within(m, "g_widths", "d_widths", least=1, empty=True)
+  core.within(m, "g_from", least=0, most=core.MOST_STEPS)
+  core.within(m, "unroll", least=0)
+  core.within(m, "d_lr", "g_init_scale", "d_init_scale", above=0.0)
+  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  core.within(m, "d_dropout", least=0.0, below=1.0, length=2)
+  core.within(m, "g_bias")
+  core.choice(m, "optimizer", ("adam", "sgd"))
+  core.choice(m, "noise", ("normal", "uniform"))
+  for key in ("g_activation", "d_activation"):
+    core.choice(m, key, tuple(mlp.ACTIVATIONS))
+  for key in ("g_init", "d_init"):
+    core.choice(m, key, tuple(inits.DENSE))
+  core.choice(m, "g_norm", mlp.NORMS)
+  core.choice(m, "g_output", tuple(mlp.OUTPUTS))
+  augment.require(m.augment, info.shape[data])
+  if m.g_bias_from_data and m.g_output != "sigmoid":
+    raise ValueError(
+      "log-odds of pixels are a bias for outputs in [0, 1]: set --config.model.g_bias_from_data="
+      "False or --config.model.g_output=sigmoid"
+    )
   if config.batch_size % (m.pack * config.accumulate):
     raise ValueError(
       f"packs of {m.pack} do not divide a batch of {config.batch_size} in {config.accumulate}"
@@ -99,7 +120,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     momentum = optim.momentum_ramp(0.5, 0.7, num_steps=125_000)
     tx = {n: optim.sgd(optim.inverse_decay(config.lr), momentum) for n in ("g", "d")}
     ahead = tx["d"]
-  g_criterion = {"nonsaturating": losses.nonsaturating_g, "minimax": losses.minimax_g}[m.loss]
+  criteria = {"nonsaturating": losses.nonsaturating_g, "minimax": losses.minimax_g}
+  g_criterion = criteria[core.choice(m, "loss", tuple(criteria))]
 
   unit = m.g_output == "sigmoid"  # the paper's pixels lie in [0, 1], the data's in [-1, 1]
 
@@ -122,14 +144,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jax.random.normal(key, (n, m.z_dim))
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     x = batch[data]
     first = g.clone(output_bias_init=inits.constant(m.g_bias))
     if m.g_bias_from_data:  # then G starts at the mean picture
       mean = jnp.clip((x.mean(0).ravel() + 1) / 2, 0.01, 0.99)
       first = g.clone(output_bias_init=inits.constant(jnp.log(mean / (1 - mean))))
-    g_params, g_stats = core.build(first, kg, jnp.zeros((2, m.z_dim)))
-    d_params, _ = core.build(d, kd, jnp.zeros((2, m.pack * x[0].size)), train=False)
+    g_params, g_stats = core.build(first, k.g, jnp.zeros((2, m.z_dim)))
+    d_params, _ = core.build(d, k.d, jnp.zeros((2, m.pack * x[0].size)), train=False)
     params = {"g": g_params, "d": d_params}
     return core.State(
       step=jnp.zeros((), jnp.int32),
@@ -140,32 +162,30 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
-    kd, kg, k_drop = jax.random.split(key, 3)
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
-    x, n = batch[data], len(batch[data])
+    k = core.keys(key, "d", "g", "drop", "see")
 
     def d_loss(p, b):  # moves d only; G is a constant here
+      see = augment.views(b["see"], m.augment)  # what D sees of images
       fake, _ = G(p["g"], state.stats["g"], b["z"])
-      real, fake = play(p["d"], see(0, b["x"]), see(1, fake), jax.random.fold_in(k_drop, 0))
+      real, fake = play(p["d"], see(0, b["x"]), see(1, fake), jax.random.fold_in(b["drop"], 0))
       return losses.bce_d(real, fake), ({}, diagnostics.discriminator_stats(real, fake))
 
     def g_loss(p, b):  # moves g only, against the D that has just moved
+      see = augment.views(b["see"], m.augment)
       fake, stats = G(p["g"], state.stats["g"], b["z"])
       players = {"d": p["d"]}
       if m.unroll:  # or against the one that it would become; the fakes are no constants to it
-        pairs, k_look = (see(3, b["x"]), see(4, fake)), jax.random.fold_in(k_drop, 2)
+        pairs, k_look = (see(3, b["x"]), see(4, fake)), jax.random.fold_in(b["drop"], 2)
         look = lambda q: losses.bce_d(*play(q["d"], *pairs, k_look))
         players = unroll(ahead, look, players, state.opt["d"], m.unroll)
-      logits = D(players["d"], see(2, fake), jax.random.fold_in(k_drop, 1))
+      logits = D(players["d"], see(2, fake), jax.random.fold_in(b["drop"], 1))
       return g_criterion(logits), ({"g": stats}, {})
 
-    k = config.accumulate
-    state, found = core.minimize(
-      state, tx["d"], d_loss, ["d"], {"x": x, "z": noise(kd, n)}, accumulate=k
-    )
-    moved, more = core.minimize(
-      state, tx["g"], g_loss, ["g"], {"x": x, "z": noise(kg, n)}, accumulate=k
-    )
+    parts, n = {"x": batch[data], "drop": k.drop, "see": k.see}, config.accumulate
+    z = noise(k.d, len(batch[data]))
+    state, found = core.minimize(state, tx["d"], d_loss, ["d"], {**parts, "z": z}, accumulate=n)
+    z = noise(k.g, len(batch[data]))
+    moved, more = core.minimize(state, tx["g"], g_loss, ["g"], {**parts, "z": z}, accumulate=n)
     if m.g_from:  # until then D trains alone; what G would do is logged
       starts = state.step >= m.g_from
       moved = jax.tree.map(lambda new, old: jnp.where(starts, new, old), moved, state)
@@ -193,17 +213,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return log_prob(info.modes[0][0], info.mode_std) - log_prob(b, jnp.abs(a_and_b - b))
 
   def evaluate(state, batch, key):
-    k_noise, k_drop = jax.random.split(key)
+    k = core.keys(key, "noise", "drop", "value")
     x = batch[data]
-    z = noise(k_noise, -(-len(x) // m.pack) * m.pack)  # whole packs
+    z = noise(k.noise, -(-len(x) // m.pack) * m.pack)  # whole packs
 
     def logits(params):
-      return D(state.params["d"], G(params, state.stats["g"], z)[0], k_drop)
+      return D(state.params["d"], G(params, state.stats["g"], z)[0], k.drop)
 
     found = diagnostics.generator_gradients(logits, state.params["g"])
     if exact:  # the game's value under D and under the best D, on the same points
       fake = G(state.params["g"], {}, z)[0]
-      value = -losses.bce_d(*play(state.params["d"], x, fake, jax.random.fold_in(k_drop, 1)))
+      value = -losses.bce_d(*play(state.params["d"], x, fake, k.value))
       top = -losses.bce_d(best(state.params["g"], x), best(state.params["g"], fake))
       found |= {"value": value, "value_best": top}
     return found
@@ -214,11 +234,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
     if not line:
       return {}
-    k_noise, k_drop = jax.random.split(key)
-    real, fake = batch[data], generate(state, noise(k_noise, len(batch[data])))
+    k = core.keys(key, "noise", "drop")
+    real, fake = batch[data], generate(state, noise(k.noise, len(batch[data])))
     both = jnp.concatenate([real, fake])
     x = jnp.linspace(both.min() - 1, both.max() + 1, 400)
-    curves = {"D": jax.nn.sigmoid(D(state.params["d"], x[:, None], k_drop))}
+    curves = {"D": jax.nn.sigmoid(D(state.params["d"], x[:, None], k.drop))}
     if exact:
       curves["best D"] = jax.nn.sigmoid(best(state.ema["g"], x[:, None]))
     return {"discriminator": {"x": x, **curves, "draws": fake[:, 0]}}

@@ -105,9 +105,19 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the stages 4px, 8px, ... up to the size of the images.
 
   Raises:
-    ValueError: if they are not square, or not 4 times a power of two wide.
+    ValueError: if they are not square, or not 4 times a power of two wide, or for a number that is
+      not possible.
   """
-  height, width, channels = info.shape["image"]
+  m = config.model
+  core.within(m, "start", "z_dim", "base", "most", least=1)
+  core.within(m, "stddev_group", least=0)
+  core.within(m, "stable_images", "fade_images", least=0, most=core.MOST_STEPS)
+  core.within(m, "batch_sizes", least=1, empty=True)
+  core.within(m, "gp_weight", "drift", least=0.0)
+  core.within(m, "gamma", above=0.0)
+  core.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
+  height, width, channels = info.shape[core.leaf(info, "image")]
+  augment.require(m.augment, info.shape["image"])
   if height != width:
     raise ValueError(
       f"images of {height}x{width} pixels are not square: set --config.data.image_size to one"
@@ -135,10 +145,10 @@ def _stage(config, phase: Phase, channels: int) -> core.Stage:
     return x + t * (resample.nearest(resample.mean_pool(x)) - x)
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     params = {
-      "g": core.build(g, kg, jnp.zeros((2, m.z_dim)))[0],
-      "d": core.build(d, kd, batch["image"][:2])[0],
+      "g": core.build(g, k.g, jnp.zeros((2, m.z_dim)))[0],
+      "d": core.build(d, k.d, batch["image"][:2])[0],
     }
     ema = {"g": params["g"]}
     if prev is not None:
@@ -151,20 +161,20 @@ def _stage(config, phase: Phase, channels: int) -> core.Stage:
     )
 
   def step(state, batch, key):
-    k_noise, k_between, k_flip = jax.random.split(key, 3)
+    k = core.keys(key, "noise", "between", "flip", "see")
     if phase.num_fade:
       state = state.replace(opt=anew_where(state.step == phase.num_fade, state.opt))
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
     t = phase.old_share(state.step)
-    x = augment.flip(k_flip, batch["image"]) if m.mirror else batch["image"]
+    x = augment.flip(k.flip, batch["image"]) if m.mirror else batch["image"]
 
     def generate(p, b):
       return G(p["g"], b["z"], t), {}
 
     def d_loss(p, b, fake):  # moves d only
+      see = augment.views(b["see"], m.augment)  # what D sees of images
       f = lambda i, x: D(p["d"], see(i, x), t)
       real_f, fake_f = f(0, b["x"]), f(1, fake)
-      between = regularizers.interpolate(k_between, b["x"], fake)
+      between = regularizers.interpolate(b["between"], b["x"], fake)
       penalty = regularizers.gradient_penalty(lambda x: f(2, x), between, target=m.gamma)
       distance = losses.wasserstein_d(real_f, fake_f)
       penalty /= m.gamma**2
@@ -172,16 +182,12 @@ def _stage(config, phase: Phase, channels: int) -> core.Stage:
       return loss, ({}, {"w_estimate": -distance, "penalty": penalty})
 
     def g_loss(p, b, fake):  # moves g only, through fake
+      see = augment.views(b["see"], m.augment)
       return losses.wasserstein_g(D(p["d"], see(3, fake), t)), ({}, {})
 
+    parts = {"x": reals(x, t), "z": noise(k.noise, len(x)), "between": k.between, "see": k.see}
     state, found = core.alternate(
-      state,
-      tx,
-      generate,
-      d_loss,
-      g_loss,
-      {"x": reals(x, t), "z": noise(k_noise, len(x))},
-      accumulate=config.accumulate,
+      state, tx, generate, d_loss, g_loss, parts, accumulate=config.accumulate
     )
     ema = {"g": core.ema(state.ema["g"], state.params["g"], m.ema)}
     return state.replace(step=state.step + 1, ema=ema), found

@@ -72,14 +72,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a VAE of fully connected networks.
 
   Raises:
-    ValueError: for an unknown model.likelihood.
+    ValueError: for a name or a number that is not possible, or data that are not images.
   """
   m, dtype = config.model, config.compute_dtype
-  if m.likelihood not in LIKELIHOODS:
-    raise ValueError(
-      f"likelihood {m.likelihood!r}: choose one of {', '.join(LIKELIHOODS)}"
-      " (--config.model.likelihood)"
-    )
+  core.leaf(info, "image")
+  core.within(m, "z_dim", "eval_k", "eval_chunk", least=1)
+  core.within(m, "enc_widths", "dec_widths", least=1, empty=True)
+  core.within(m, "steps_per_epoch", least=1, most=core.MOST_STEPS // 3**7)  # of 7 legs in one
+  core.within(m, "std", "adam_eps", above=0.0)
+  core.choice(m, "likelihood", LIKELIHOODS)
+  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
+  core.choice(m, "schedule", ("cosine", "burda"))
   bernoulli, per_pixel = m.likelihood == "bernoulli", m.likelihood == "gaussian_pixel"
   linear = not m.dec_widths and m.likelihood in ("gaussian", "gaussian_shared")
   # all is flat inside: XLA's loops on a CPU are slow where the last axis has length 1
@@ -138,14 +141,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return binarise(x, key) if bernoulli else x
 
   def init(key, batch, prev):
-    ke, kd = jax.random.split(key)
-    first = dec
+    k, first = core.keys(key, "enc", "dec"), dec
     if bernoulli:  # then the decoder starts at the pixels' marginals
       mean = jnp.clip((batch["image"].mean(0).ravel() + 1) / 2, 0.01, 0.99)
       first = dec.clone(output_bias_init=inits.constant(jnp.log(mean / (1 - mean))))
     params = {
-      "enc": core.build(enc, ke, batch["image"][:2])[0],
-      "dec": core.build(first, kd, jnp.zeros((2, m.z_dim)))[0],
+      "enc": core.build(enc, k.enc, batch["image"][:2])[0],
+      "dec": core.build(first, k.dec, jnp.zeros((2, m.z_dim)))[0],
     }
     if "std" in players:
       params["std"] = {"log_std": jnp.log(jnp.float32(m.std))}
@@ -156,14 +158,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
-    k_pixels, k_eps = jax.random.split(key)
-    x = observe(batch, k_pixels)
+    k = core.keys(key, "pixels", "eps")
+    x = observe(batch, k.pixels)
 
     def loss(p, b):
       distortion, rate = (t.mean() for t in terms(p, b["x"], b["eps"]))
       return distortion + rate, ({}, {"distortion": distortion, "rate": rate})
 
-    noise = jax.random.normal(k_eps, (len(x), m.z_dim))
+    noise = jax.random.normal(k.eps, (len(x), m.z_dim))
     state, found = core.minimize(
       state, tx, loss, players, {"x": x, "eps": noise}, accumulate=config.accumulate
     )
@@ -178,15 +180,15 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {"image": picture(state.params, z)}
 
   def evaluate(state, batch, key):
-    k_pixels, k_elbo, k_weights = jax.random.split(key, 3)
-    x, p = observe(batch, k_pixels), state.params
-    z, mean, log_var = draw(p, x, jax.random.normal(k_elbo, (len(x), m.z_dim)))
+    k = core.keys(key, "pixels", "elbo", "weights")
+    x, p = observe(batch, k.pixels), state.params
+    z, mean, log_var = draw(p, x, jax.random.normal(k.elbo, (len(x), m.z_dim)))
     distortion, rate = -log_likelihood(p, x, z).mean(), losses.kl_gaussian(mean, log_var).mean()
 
     def part(key):  # k is visited in parts, to bound the memory
       return log_weights(p, x, jax.random.normal(key, (m.eval_chunk, len(x), m.z_dim)))
 
-    log_w = jax.lax.map(part, jax.random.split(k_weights, -(-m.eval_k // m.eval_chunk)))
+    log_w = jax.lax.map(part, jax.random.split(k.weights, -(-m.eval_k // m.eval_chunk)))
     log_w = log_w.reshape(-1, len(x))[: m.eval_k]
     found = {
       "elbo": -(distortion + rate),

@@ -7,7 +7,8 @@ Objective:
   critic: E f(G(z)) - E f(x)  [+ weight E (|grad f(x^)|_2 - 1)^2, x^ = eps x + (1 - eps) G(z)]
   G:      -E f(G(z))
 f is kept Lipschitz by clipping every weight to [-c, c] after each step (clip), or by the penalty
-(gp). -loss without the penalty is the estimate of W1, logged as w_estimate.
+(gp); with model.penalty=one_sided it is max(0, |grad f(x^)|_2 - 1)^2, on slopes above 1 alone.
+-loss without the penalty is the estimate of W1, logged as w_estimate.
 Departures: `paper` has the layers of a PyTorch port (pytorch-wgan, 32 px, biases, norm after every
 hidden layer); `small` those of the authors' MNIST code, narrower and with kernels of 4. The port's
 clipping file has a wrong sign in G's loss since 2025; the equations above are the paper's. The
@@ -31,9 +32,15 @@ def networks(m, shape: tuple, dtype: str) -> tuple:
   """Returns G and the critic of a variant.
 
   Raises:
-    ValueError: for names that do not exist.
+    ValueError: for a name or a number that is not possible, or batch norm under the penalty.
   """
+  core.within(m, "z_dim", "base", "kernel", least=1)
+  core.within(m, "widths", least=1, empty=True)
   core.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
+  core.choice(m, "first", ("conv", "dense"))
+  core.choice(m, "output", tuple(dcgan.OUTPUTS))
+  core.choice(m, "g_norm", ("none", *norm.LAYERS))
+  core.choice(m, "d_norm", ("none", *norm.LAYERS))
   if m.nets == "mlp":
     core.choice(m, "scheme", ("lecun", "glorot", "he", "he_uniform", "orthogonal", "torch"))
     kernel_init = inits.named(m.scheme)
@@ -42,10 +49,11 @@ def networks(m, shape: tuple, dtype: str) -> tuple:
       mlp.Discriminator(m.widths, activation="relu", kernel_init=kernel_init, dtype=dtype),
     )
   core.choice(m, "scheme", tuple(inits.SCHEMES))
-  core.choice(m, "first", ("conv", "dense"))
-  core.choice(m, "output", tuple(dcgan.OUTPUTS))
-  core.choice(m, "g_norm", ("none", *norm.LAYERS))
-  core.choice(m, "d_norm", ("none", *norm.LAYERS))
+  if m.lipschitz == "gp" and m.d_norm == "batch":
+    raise ValueError(
+      "the penalty is on the slope at each point, and batch norm mixes the points of a batch: set"
+      " --config.model.d_norm to none, instance or layer, or --config.model.lipschitz=clip"
+    )
   options = {"kernel": m.kernel, "use_bias": True, "crop": m.crop, "scheme": m.scheme}
   g = dcgan.Generator(
     shape, base=m.base, norm=m.g_norm, first=m.first, output=m.output, dtype=dtype, **options
@@ -60,11 +68,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a WGAN for images or points, clipped or with gradient penalty.
 
   Raises:
-    ValueError: for names that do not exist.
+    ValueError: for a name or a number that is not possible.
   """
-  m = config.model
-  data = "image" if "image" in info.shape else "point"
+  m, data = config.model, core.leaf(info, "image", "point")
+  core.within(m, "num_critic", least=1, most=2**10)
+  core.within(m, "gp_weight", least=0.0)
+  core.within(m, "clip", above=0.0)
+  core.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
   core.choice(m, "lipschitz", ("gp", "clip"))
+  one_sided = core.choice(m, "penalty", ("two_sided", "one_sided")) == "one_sided"
+  augment.require(m.augment, info.shape[data])
   g, d = networks(m, info.shape[data], config.compute_dtype)
   if m.lipschitz == "clip":
     tx = {n: optim.rmsprop(config.lr) for n in ("g", "d")}
@@ -75,10 +88,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jax.random.normal(key, (n, m.z_dim))
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     params, stats = {}, {}
-    params["g"], stats["g"] = core.build(g, kg, jnp.zeros((2, m.z_dim)))
-    params["d"], stats["d"] = core.build(d, kd, batch[data][:2])
+    params["g"], stats["g"] = core.build(g, k.g, jnp.zeros((2, m.z_dim)))
+    params["d"], stats["d"] = core.build(d, k.d, batch[data][:2])
     return core.State(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -88,52 +101,48 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def critic_step(state, x, key):
-    k_noise, k_between = jax.random.split(key)
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
-    z = noise(k_noise, len(x))
-    fake, g_stats = core.apply(g, state.params["g"], state.stats["g"], z)
+    k = core.keys(key, "noise", "between", "see")
 
-    def loss(p, b):  # moves d only
+    def loss(p, b):  # moves d only; G is a constant here
+      see = augment.views(b["see"], m.augment)  # what D sees of images
+      fake, g_stats = core.apply(g, p["g"], state.stats["g"], b["z"])
       f = lambda x, stats=state.stats["d"]: core.apply(d, p["d"], stats, x)
       real_f, stats = f(see(0, b["x"]))
-      fake_f, stats = f(see(1, b["fake"]), stats)
+      fake_f, stats = f(see(1, fake), stats)
+      stats = {"d": stats, "g": g_stats}
       distance = losses.wasserstein_d(real_f, fake_f)
       found = {"w_estimate": -distance}
       if m.lipschitz == "clip":
-        return distance, ({"d": stats}, found)
-      penalty = regularizers.gradient_penalty(lambda x: f(see(2, x))[0], b["between"])
-      return distance + m.gp_weight * penalty, ({"d": stats}, {**found, "penalty": penalty})
+        return distance, (stats, found)
+      between = regularizers.interpolate(b["between"], b["x"], fake)
+      penalty = regularizers.gradient_penalty(
+        lambda x: f(see(2, x))[0], between, one_sided=one_sided
+      )
+      return distance + m.gp_weight * penalty, (stats, {**found, "penalty": penalty})
 
-    between = regularizers.interpolate(k_between, x, fake)
-    state, found = core.minimize(
-      state,
-      tx["d"],
-      loss,
-      ["d"],
-      {"x": x, "fake": fake, "between": between},
-      accumulate=config.accumulate,
-    )
+    batch = {"x": x, "z": noise(k.noise, len(x)), "between": k.between, "see": k.see}
+    state, found = core.minimize(state, tx["d"], loss, ["d"], batch, accumulate=config.accumulate)
     if m.lipschitz == "clip":
       clipped = regularizers.clip_weights(state.params["d"], m.clip)
       state = state.replace(params={**state.params, "d": clipped})
-    return state.replace(stats={**state.stats, "g": g_stats}), found
+    return state, found
 
   def step(state, batch, key):
-    k_critic, k_g = jax.random.split(key)
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
-    xs = core.split_batch(batch[data], m.num_critic)  # [num_critic, B, ...]
+    k = core.keys(key, "critic", "g", "see")
+    parts = core.split_batch((batch[data], k.critic), m.num_critic)  # [num_critic, B, ...]
 
-    def body(state, x_and_key):
-      return critic_step(state, *x_and_key)
+    def body(state, part):
+      return critic_step(state, *part)
 
-    state, found = jax.lax.scan(body, state, (xs, jax.random.split(k_critic, m.num_critic)))
+    state, found = jax.lax.scan(body, state, parts)
 
     def g_loss(p, b):  # moves g only, against the last critic
+      see = augment.views(b["see"], m.augment)
       fake, stats = core.apply(g, p["g"], state.stats["g"], b["z"])
       f, _ = core.apply(d, p["d"], state.stats["d"], see(0, fake))
       return losses.wasserstein_g(f), ({"g": stats}, {})
 
-    batch = {"z": noise(k_g, config.batch_size)}
+    batch = {"z": noise(k.g, config.batch_size), "see": k.see}
     state, more = core.minimize(state, tx["g"], g_loss, ["g"], batch, accumulate=config.accumulate)
     ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
     found = {k: v[-1] for k, v in found.items()}  # of the last critic step
@@ -147,13 +156,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def evaluate(state, batch, key):
     """The critic's estimate on held-out data; on a line beside the exact distance."""
-    k_noise, k_between = jax.random.split(key)
-    x = batch[data]
-    fake = core.apply(g, state.params["g"], state.stats["g"], noise(k_noise, len(x)), train=False)[
-      0
-    ]
+    k, x = core.keys(key, "noise", "between"), batch[data]
+    z = noise(k.noise, len(x))
+    fake = core.apply(g, state.params["g"], state.stats["g"], z, train=False)[0]
     f = lambda x: core.apply(d, state.params["d"], state.stats["d"], x, train=False)[0]
-    between = regularizers.interpolate(k_between, x, fake)
+    between = regularizers.interpolate(k.between, x, fake)
     slope = regularizers.gradient_norm(f, between)
     found = {"w_estimate": -losses.wasserstein_d(f(x), f(fake)), "slope": slope.mean()}
     return {**found, "real": x, "fake": fake} if x.shape[1:] == (1,) else found
