@@ -103,6 +103,11 @@ class Stage(NamedTuple):
   evaluate: Callable = nothing  # (state, batch, key) -> metrics on held-out data
   show: Callable = nothing  # (state, batch, key) -> {name: pictures or a plot}, samples.write_show
   data: Mapping = MappingProxyType({})  # overrides of config.data (and batch_size) for this stage
+  # Where there is a latent, sample is generate after latent, and single samples can be asked for:
+  latent: Callable | None = None  # (batch, key) -> z, a pytree of [B, ...]
+  generate: Callable | None = None  # (state, z, batch) -> Batch
+  straight: bool = False  # latents of a law on a box: walks are straight lines, else on a sphere
+  ready: Callable | None = None  # state -> state: what many samples share, worked out once
 
 
 def batch_shapes(
