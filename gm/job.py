@@ -150,7 +150,7 @@ def restore(job: Job, workdir: str, index: int) -> core.State | None:
 
 
 def newest(workdir: str, config: ConfigDict | None = None) -> tuple[Job, int, core.State]:
-  """Returns the job of a workdir, the last of its stages that was saved, and the newest state of it.
+  """Returns the job of a workdir, the last of its stages that was saved, and its newest state.
 
   Args:
     workdir: of a run.
