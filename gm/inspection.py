@@ -169,25 +169,25 @@ def _subtrees(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
       yield from _subtrees(branch, f"{path}{name}/")
 
 
-def reads(stage: core.Stage, state: core.State, batch: dict) -> tuple[dict, dict]:
-  """What the entries of a stage's samples depend on: values of the batch, not its shapes.
+def depends(function: Callable, *args: Any) -> tuple[dict[str, set[str]], dict]:
+  """What the entries of a function's dict depend on, by values and not by shapes.
 
   Args:
-    stage: of a job.
-    state: arrays or shapes.
-    batch: the same.
+    function: traceable; it returns {name: array}.
+    *args: pytrees of arrays or shapes.
 
   Returns:
-    {name of a sample's entry: set of names of the batch's}, {name: shape}.
+    {name: paths of the arrays in `args`}, {name: shape}.
+
+  >>> depends(lambda a, b: {"x": a["u"] + 1, "y": b + len(a["v"])}, {"u": 1.0, "v": (2.0,)}, 3.0)[0]
+  {'x': {"[0]['u']"}, 'y': {'[1]'}}
   """
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  traced, shapes = jax.make_jaxpr(stage.sample, return_shape=True)(state, batch, key)
-  start = len(jax.tree.leaves(state))
+  traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+  paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(args)]
   found = {}
   for i, name in enumerate(sorted(shapes)):
-    wanted = [i == j for j in range(len(shapes))]
-    _, used = partial_eval.dce_jaxpr(traced.jaxpr, wanted)
-    found[name] = {n for n, u in zip(sorted(batch), used[start : start + len(batch)]) if u}
+    _, used = partial_eval.dce_jaxpr(traced.jaxpr, [i == j for j in range(len(shapes))])
+    found[name] = {path for path, u in zip(paths, used) if u}
   return found, shapes
 
 

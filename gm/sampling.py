@@ -52,20 +52,24 @@ class Sampler:
       job: the run.
       index: of the stage.
       state: of that stage.
-      classes: the names of the labels, if they have any.
+      classes: the names of the labels; others than the labels are left aside.
     """
     self.job, self.index, self.state = job, index, state
     self.stage, self.info = job.stages[index], job.infos[index]
-    self.classes = list(classes) or [str(i) for i in range(self.info.num_classes)]
+    known = len(classes) == self.info.num_classes
+    self.classes = list(classes if known else map(str, range(self.info.num_classes)))
     size = sum(math.prod(shape) for shape in self.info.shape.values())
     self.chunk = int(np.clip(2 ** int(math.log2(2**22 / size)), 4, CHUNK))
     shapes = core.batch_shapes(self.info, job.sizes[index])
-    found, made = inspection.reads(self.stage, job.templates[index], shapes)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    paths, made = inspection.depends(self.stage.sample, job.templates[index], shapes, key)
+    found = {name: {n for n in shapes if f"[1]['{n}']" in read} for name, read in paths.items()}
     self.images = {name for name, x in made.items() if x.ndim == 4}
     self.data = sorted((set(found) & set(self.info.shape)) - {"label"} or set(found))
     self.conditional = any("label" in found[name] for name in self.data)
     self.walks = self.stage.latent is not None
-    self._source, kept = None, [n for n in found if found[n] <= {"label"}]
+    self._source = None
+    kept = [n for n in found if found[n] <= {"label"} and not n.startswith("data_")]
     if any(found[name] - {"label"} for name in self.data):  # then examples are the condition
       self._source, kept = load(job, index, "test", shuffle=False, whole=True), list(found)
 
@@ -220,9 +224,7 @@ def open_run(
       raise UserError(f"--truncation={truncation}: {config.method} has none: leave it out")
     config.model[name] = float(truncation)
   job, index, state = newest(workdir, config)
-  classes = (facts.get("data") or {}).get("classes") or ()
-  fits = len(classes) == job.infos[index].num_classes
-  return Sampler(job, index, state, classes if fits else ())
+  return Sampler(job, index, state, (facts.get("data") or {}).get("classes") or ())
 
 
 def draw(
@@ -240,7 +242,7 @@ def draw(
 
 
 def check_seeds(seeds: Iterable[int]) -> Sequence[int]:
-  """Returns seeds as they are; raises UserError if there is none, or one out of range."""
+  """Returns seeds as they are; raises UserError if there is none or one is out of range."""
   seeds = seeds if isinstance(seeds, range) else list(seeds)
   if not len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
     raise UserError(f"seeds are numbers from 0 to {MAX_SEED}, and at least one: change --seeds")

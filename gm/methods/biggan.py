@@ -261,4 +261,4 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   one_step = {"batch_size": config.batch_size * m.d_steps}
   train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show, one_step)
-  return [train._replace(latent=latent, generate=render, ready=ready)]
+  return [train._replace(latent=latent, generate=render, straight=m.truncation > 0, ready=ready)]
