@@ -18,19 +18,18 @@ _LEAST = 256  # pixels of the longer side
 
 
 def frames(images: np.ndarray) -> np.ndarray:
-  """Images [N, H, W, C] in [-1, 1] -> u8 [N, h, w, 3], enlarged by whole numbers to 256 px or more.
+  """Images in [-1, 1] -> u8 [N, H, W, 1 or 3], enlarged by whole numbers to 256 px or more.
 
   >>> frames(np.zeros((2, 28, 20, 1))).shape
-  (2, 280, 200, 3)
+  (2, 280, 200, 1)
   """
   tiles = samples.planes(images)
   scale = max(1, -(-_LEAST // max(tiles.shape[1:3])))
-  tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
-  return np.broadcast_to(tiles, (*tiles.shape[:3], 3))
+  return tiles.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def mp4(pictures: np.ndarray) -> bytes | None:
-  """Encodes frames u8 [N, H, W, 3] as H.264, which every browser plays; None without PyAV.
+  """Encodes frames u8 [N, H, W, 1 or 3] as H.264, which every browser plays; None without PyAV.
 
   An odd side is made even by repeating its last row or column, as the format wants it.
   """
@@ -46,7 +45,8 @@ def mp4(pictures: np.ndarray) -> bytes | None:
     stream.height, stream.width = pictures.shape[1:3]
     stream.pix_fmt = "yuv420p"
     for picture in pictures:
-      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+      colours = np.broadcast_to(picture, (*picture.shape[:2], 3))
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(colours), format="rgb24")
       container.mux(stream.encode(frame))
     container.mux(stream.encode())
   return buffer.getvalue()
@@ -73,7 +73,8 @@ def write_walk(
     where = lambda ending: place.path(f"{name}_{kind}" if len(batch) > 1 else name, ending)
     if x.ndim == 4:
       pictures = frames(x)
-      images = [Image.fromarray(p) for p in pictures]
+      grey = pictures.shape[-1] == 1
+      images = [Image.fromarray(p[..., 0] if grey else p) for p in pictures]
       written.append(files.write_bytes(where("gif"), samples.gif(images, 1000 // FPS)))
       found = mp4(pictures)
       if found is None:

@@ -159,14 +159,16 @@ def test_eval_and_sample_need_only_the_workdir(finished, tmp_path):
   shutil.copytree(finished[0], workdir)
   before = json.loads((workdir / "eval.json").read_text())
   (workdir / "eval.json").unlink()
-  for mode in (("--mode=eval",), ("--mode=sample", "--num_samples=20")):
+  sample = ("--mode=sample", "--num_samples=20")
+  for mode in (("--mode=eval",), sample, (*sample, "--format=npz", f"--out={tmp_path}/out")):
     cmd = [sys.executable, "main.py", f"--workdir={workdir}", *mode]
     _, err = start(cmd).communicate(timeout=200)
     assert "Traceback" not in err, err
   again = json.loads((workdir / "eval.json").read_text())
   assert again["metrics"] == before["metrics"]
-  drawn = np.load(workdir / "samples/train_00000040_drawn.npz")["image"]
-  assert drawn.shape == (20, 28, 28, 1)
+  assert (workdir / "samples/train_00000040_seeds0-19.png").exists()
+  drawn = np.load(tmp_path / "out/train_00000040_seeds0-19.npz")
+  assert drawn["image"].shape == (20, 28, 28, 1) and drawn["seed"].tolist() == list(range(20))
   assert (workdir / "samples/train_00000040_interpolation.png").exists()
 
 
@@ -225,6 +227,23 @@ BAD = {
   "augment": (["--workdir={}", "--config.model.augment=color"], "configs/gan.py:ring", "augment"),
   "size": (["--workdir={}", "--config.data.image_size=20x36"], "configs/gan.py:test", "image_size"),
   "layer": (["--workdir={}", "--config.model.g_norm=bach"], "configs/cgan.py:test", "g_norm"),
+  "mode of a flag": (["--workdir={}", "--seeds=0-3"], "configs/gan.py:test", "--mode=sample"),
+  "layers": (["--workdir={}", "--layers"], "configs/gan.py:test", "--mode=inspect"),
+  "two of seeds": (
+    ["--workdir={}", "--mode=sample", "--seeds=1", "--num_samples=3"],
+    "configs/gan.py:test",
+    "--num_samples exclude",
+  ),
+  "frames": (
+    ["--workdir={}", "--mode=sample", "--frames=3"],
+    "configs/gan.py:test",
+    "--frames belongs to --walk",
+  ),
+  "seeds": (
+    ["--workdir={}", "--mode=sample", "--seeds=3-1"],
+    "configs/gan.py:test",
+    "'3-1' is no seed",
+  ),
   "metric": (["--workdir={}", "--config.metrics=('nonsense',)"], "configs/gan.py:test", "nonsense"),
 }
 
