@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from gm import core, errors, inspection, job, sampling, sharding
+from gm import core, errors, inspection, job, pictures, sampling, sharding
 from gm.workdir import record
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
@@ -81,9 +81,11 @@ def test_a_latent_on_a_box_is_walked_in_straight_lines(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_asked_for_by_seed_follows_the_average(name):
   """Where networks are averaged, those that play and their statistics are not even read."""
-  stage, state, batch, key = last(made(name))
+  normalised = {"model__g_norm": "batch"} if name in ("wgan", "lsgan", "gan") else {}
+  stage, state, batch, key = last(made(name, **normalised))
   if stage.latent is None or not state.ema:
     return
+  assert jax.tree.leaves(state.ema.get("g_stats", True))  # statistics that could be mistaken
   z = jax.eval_shape(stage.latent, batch, key)
   found, _ = inspection.depends(stage.generate, state, z, batch)
   for kind in KINDS & set(found):
@@ -200,6 +202,25 @@ def test_a_walk_passes_through_its_seeds_and_ends_where_it_began(name):
   np.testing.assert_allclose(frames[[0, 22, 44]], at, atol=1e-5)
   steps = np.abs(np.diff(frames, axis=0, append=frames[:1])).mean((1, 2, 3))
   assert steps.max() < 0.5 * np.abs(at[0] - at[1]).mean()  # no jump, at the end neither
+
+
+def test_between_two_latents():
+  a, b = jax.random.normal(jax.random.key(0), (2, 5, 300))
+  at = lambda t, **how: np.asarray(pictures.between(a, b, jnp.full(5, t), **how))
+  for straight in (True, False):
+    np.testing.assert_array_equal(at(0.0, straight=straight), a)
+    np.testing.assert_allclose(at(1.0, straight=straight), b, atol=1e-6)
+  length = lambda x: np.linalg.norm(x, axis=1)
+  np.testing.assert_allclose(length(at(0.5, straight=False)), length(a), rtol=0.1)
+  np.testing.assert_allclose(length(at(0.5, straight=True)), length(a) / 2**0.5, rtol=0.1)
+  t = jnp.linspace(0, 1, 5)
+  for end in (a, -a):  # an angle of 0 or pi has no arc
+    found = pictures.between(a, end, t, straight=False)
+    np.testing.assert_allclose(found, (1 - t)[:, None] * a + t[:, None] * end, atol=1e-5)
+  whole = pictures.between(
+    jnp.zeros(3, int), jnp.full(3, 9), jnp.array([0.4, 0.5, 1.0]), straight=False
+  )
+  assert whole.tolist() == [0, 9, 9]
 
 
 # -------------------------------------------------------------------------------------- truncation

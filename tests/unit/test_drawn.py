@@ -83,13 +83,13 @@ def test_arrays_that_came_in_parts_are_one_npz(tmp_path):
 
 def test_a_grid_has_a_row_for_each_label(tmp_path):
   x = images(6, 60, 60)
-  writer = drawn.Picture(place(tmp_path), "x", 2, core.Info({"image": (60, 60, 1)}))
+  writer = drawn.Picture(place(tmp_path), "x", 3, core.Info({"image": (60, 60, 1)}))
   writer.add({"image": x[:3], "seed": np.arange(3)})
   writer.add({"image": x[3:], "seed": np.arange(3)})
   (path,) = writer.close()
-  expected = samples.grid(x.reshape(2, 3, 60, 60, 1))
+  expected = samples.grid(x.reshape(3, 2, 60, 60, 1))
   np.testing.assert_array_equal(pixels(path), expected)
-  assert expected.shape[1] > expected.shape[0]
+  assert expected.shape[0] > expected.shape[1] and samples.grid(x).shape != expected.shape
 
 
 def test_points_become_a_plot_and_arrays(tmp_path):
