@@ -140,11 +140,7 @@ class Sampler:
       yield {name: x[: frames - start] for name, x in found.items()}
 
   def numbers(self, labels: Sequence[str | int] | None) -> list[int] | None:
-    """Returns labels, given by number or by name, as numbers.
-
-    Raises:
-      UserError: for one that there is not, or where samples do not depend on a label.
-    """
+    """Returns labels, given by number or name, as numbers; raises UserError for unknown ones."""
     if labels is None:
       return None
     if not self.conditional:
@@ -283,8 +279,7 @@ class Request(NamedTuple):
 def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]:
   """`--mode=sample`: writes what is asked for; returns the files, or the folder of many.
 
-  Raises:
-    UserError: for what the run cannot give, or a file that is there already.
+  Raises UserError for what the run cannot give, or a file that is there already.
   """
   sampler = open_run(workdir, config, request.truncation)
   labels = sampler.numbers(request.labels)
