@@ -196,8 +196,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def generate(state, z):
     return G(state.ema["g"], state.ema["g_stats"], z, train=False)[0]
 
+  def latent(batch, key):
+    return noise(key, len(batch[data]))
+
+  def render(state, z, batch):
+    return {data: generate(state, z)}
+
   def sample(state, batch, key):
-    return {data: generate(state, noise(key, len(batch[data])))}
+    return render(state, latent(batch, key), batch)
 
   # both laws are known where the data are normal and G(z) = a z + b on a line
   line = info.shape[data] == (1,) and m.pack == 1
@@ -243,4 +249,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       curves["best D"] = jax.nn.sigmoid(best(state.ema["g"], x[:, None]))
     return {"discriminator": {"x": x, **curves, "draws": fake[:, 0]}}
 
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [train._replace(latent=latent, generate=render, straight=m.noise == "uniform")]

@@ -151,8 +151,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def generate(state, z):
     return core.apply(g, state.ema["g"], state.ema["g_stats"], z, train=False)[0]
 
+  def latent(batch, key):
+    return noise(key, len(batch[data]))
+
+  def render(state, z, batch):
+    return {data: generate(state, z)}
+
   def sample(state, batch, key):
-    return {data: generate(state, noise(key, len(batch[data])))}
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     """The critic's estimate on held-out data; on a line beside the exact distance."""
@@ -175,8 +181,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
 
   one_step = {"batch_size": config.batch_size * m.num_critic}
-  return [
-    core.Stage(
-      "train", config.num_steps, init, step, sample, evaluate, show, one_step, conclude=conclude
-    )
-  ]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show, one_step)
+  return [train._replace(conclude=conclude, latent=latent, generate=render)]
