@@ -2,7 +2,8 @@
 
 `jax.debug_key_reuse` does not know that `split(key, n)[j]` is `fold_in(key, j)`, and it sees what a
 loop draws once. Here methods run on keys of a kind of their own, whose every use is written down.
-Only keys are computed: all that does not lead to one is cut out of the traced function.
+Only keys are computed: all that does not lead to one is cut out of the traced function. What is not
+seen: a loop under differentiation that repeats a draw, which jax takes out of the loop.
 """
 
 import importlib
@@ -115,6 +116,7 @@ MORE = {
   "dropout": 0.5,
   "input_noise": 0.1,
   "mirror": True,
+  "unroll": 2,
 }
 
 
