@@ -92,7 +92,7 @@ class Evaluator:
     if many:
       batch = self.draw(state, NUM_POINTS)
     else:
-      batch = jax.device_get(self._sample(state, self._tiles(), self.keys["sample"]))
+      batch = jax.device_get(self._sample(state, self._tiles(), self.keys["picture"]))
     real = {}  # only plots show real data behind
     if set(plots.BY_KIND) & set(self.info.shape):
       real = self._decoded(self.source, NUM_POINTS if many else NUM_TILES)

@@ -69,7 +69,7 @@ def prepare(
   """
   with user_input():
     mesh, stages, infos, sizes = plan(config)
-  purposes = ("init", "step", "sample", "evaluate", "show")
+  purposes = ("init", "step", "sample", "evaluate", "show", "picture", "seeds")
   root = jax.random.key(config.seed)
   split = [jax.random.split(jax.random.fold_in(root, i), len(purposes)) for i in range(len(stages))]
   keys = [dict(zip(purposes, k, strict=True)) for k in split]

@@ -1,7 +1,7 @@
 """Samples as they are asked for: by seed, by label, truncated, and walks from one to the next.
 
 The sample of a seed is a function of the state, the seed and the label alone: its noise comes from
-fold_in(sample key, seed), and seeds 64 k ... 64 k + 63 (of large images fewer) are always drawn
+fold_in(key of seeds, seed), and seeds 64 k ... 64 k + 63 (of large images fewer) are always drawn
 together, in one compiled call, of which those asked for are kept. So on one machine with the same
 number of devices it is the same bit for bit, whatever else is asked for; with another number it is
 the same up to rounding. Samples that are normalised by their batch (model.bn_mode=batch) are so by
@@ -179,7 +179,7 @@ class Sampler:
 
   def _each(self, function, batch, seeds):  # of one row and its own key, for every seed
     def one(row, seed):
-      key = jax.random.fold_in(self.job.keys[self.index]["sample"], seed)
+      key = jax.random.fold_in(self.job.keys[self.index]["seeds"], seed)
       found = function(jax.tree.map(lambda x: x[None], row), key)
       return jax.tree.map(lambda x: x[0], found)
 

@@ -287,7 +287,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       return (see(i, 2 * x - 1) + 1) / 2 if m.augment and unit else x
 
     def d_loss(p, b):  # moves trunk, d and q; G is a constant, and Q reads only the fakes
-      fake, _ = G(p, state.stats, b["z"])
+      fake, _ = G(state.params, state.stats, b["z"])
       real_logits, _, stats = read(p, state.stats, view(b, 0, b["x"]), with_q=False)
       fake_logits, out, stats = read(p, stats, view(b, 1, fake))
       gain, found = information(out, b["z"])

@@ -279,7 +279,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
     def loss(p, b):  # moves d only; G is a constant here
       see = augment.views(b["see"], m.augment)
-      fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y_fake"])
+      fake, g_stats = G(state.params["g"], state.stats["g"], b["z"], b["y_fake"])
       both = jnp.concatenate([see(0, b["x"]), see(1, fake)])
       labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)

@@ -105,7 +105,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
     def loss(p, b):  # moves d only; G is a constant here
       see = augment.views(b["see"], m.augment)  # what D sees of images
-      fake, g_stats = core.apply(g, p["g"], state.stats["g"], b["z"])
+      fake, g_stats = core.apply(g, state.params["g"], state.stats["g"], b["z"])
       f = lambda x, stats=state.stats["d"]: core.apply(d, p["d"], stats, x)
       real_f, stats = f(see(0, b["x"]))
       fake_f, stats = f(see(1, fake), stats)
