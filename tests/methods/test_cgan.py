@@ -299,9 +299,10 @@ class Blind(nn.Module):
 def two_gaussians(seed, num_steps=3_000, exchanged=False):
   """Trains on N(-2, 0.3^2) with label 0, N(2, 0.3^2) with 1; samples [label, 1_000].
 
-  `exchanged` are the labels of the data.
+  `exchanged` are the labels of the data. With 4 numbers of noise, as in `ring`, the deviations of
+  three seeds are 0.06 to 0.15; with 8, and rows of 2 numbers for the labels, 0.16 to 0.24.
   """
-  config = config_of("ring", **{"model.ema": 0.0})
+  config = config_of("ring", **{"model.ema": 0.0, "model.z_dim": 8, "model.embed": 2})
   (stage,) = cgan.stages(config, core.Info({"point": (1,), "label": ()}, num_classes=2))
 
   def draw(key, exchanged):

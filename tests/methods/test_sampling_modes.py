@@ -114,7 +114,7 @@ def test_the_sample_of_a_seed_is_drawn_from_its_own_key_alone():
   """As `sample` would draw it for a batch of one."""
   s = sampler("cgan")
   for seed in (0, 77):
-    key = jax.random.fold_in(s.job.keys[-1]["sample"], seed)
+    key = jax.random.fold_in(s.job.keys[-1]["seeds"], seed)
     batch = {"image": jnp.zeros((1, 28, 28, 1)), "label": jnp.array([4])}
     alone = s.stage.sample(s.state, batch, key)
     found = drawn(s.stream([seed], [4]))
