@@ -30,6 +30,7 @@ import optax
 from gm import augment, core, diagnostics, losses, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
+from gm.probability import likelihood
 
 
 def unroll(
@@ -188,7 +189,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     (b,), (a_and_b,) = G(g_params, {}, jnp.array([[0.0], [1.0]]))[0]
 
     def log_prob(mean, std):
-      return losses.gaussian_log_prob(x, jnp.full_like(x, mean), jnp.log(std))
+      return likelihood.gaussian_log_prob(x, jnp.full_like(x, mean), jnp.log(std))
 
     return log_prob(info.modes[0][0], info.mode_std) - log_prob(b, jnp.abs(a_and_b - b))
 

@@ -38,6 +38,7 @@ from gm import augment, core, diagnostics, losses, optim
 from gm.nets import dcgan, mlp
 from gm.nn import conv, norm
 from gm.nn import init as inits
+from gm.probability import likelihood
 
 SWEEP = 2.0  # the paper draws a number from -2 to 2, where training stops at 1
 _normal = inits.normal(0.02)
@@ -161,10 +162,10 @@ def bound(
   log_q = jnp.sum(one_hot * jax.nn.log_softmax(out[:, :num_categories]), axis=1)
   mean, log_var = out[:, num_categories::2], out[:, num_categories + 1 :: 2]
   log_std = jnp.zeros_like(log_var) if fix_std else 0.5 * log_var
-  density = losses.gaussian_log_prob(numbers, mean, log_std, event_ndim=1)
+  density = likelihood.gaussian_log_prob(numbers, mean, log_std, event_ndim=1)
   return (
     math.log(num_categories) + log_q,
-    density - losses.standard_normal_log_prob(numbers, event_ndim=1),
+    density - likelihood.standard_normal_log_prob(numbers, event_ndim=1),
   )
 
 

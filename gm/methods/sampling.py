@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gm import core
-from gm.probability import gaussian, sampling
+from gm.probability import fit, gaussian, gradients, sampling
 
 _LAWS = {  # of config.data.name, for each of config.model.method
   "discrete": "table",
@@ -75,8 +75,8 @@ def _discrete(m, data):
 
   def evaluate(key, real):
     row, column = jnp.round(real).astype(jnp.int32).T
-    chi2, p_value = sampling.chi_square(cell(key, m.num_draws), table.ravel())
-    _, real_p_value = sampling.chi_square(row * table.shape[1] + column, table.ravel())
+    chi2, p_value = fit.chi_square(cell(key, m.num_draws), table.ravel())
+    _, real_p_value = fit.chi_square(row * table.shape[1] + column, table.ravel())
     return {"chi2": chi2, "p_value": p_value, "real_p_value": real_p_value}
 
   def show(key):
@@ -91,9 +91,9 @@ def _line(m, draw, **bounds):
 
   def distances(x, mask, real):
     return {
-      "ks": sampling.ks_distance(x, sampling.quadratic_cdf, mask),
+      "ks": fit.ks_distance(x, sampling.quadratic_cdf, mask),
       "ks_limit": 1.63 / jnp.sqrt(mask.sum()),  # exceeded once in a hundred times
-      "real_ks": sampling.ks_distance(real[:, 0], sampling.quadratic_cdf),
+      "real_ks": fit.ks_distance(real[:, 0], sampling.quadratic_cdf),
     }
 
   def show(key):
@@ -160,14 +160,14 @@ def _reparam(m, data):
   chol = gaussian.cholesky(cov)
 
   def draw(key, n):  # [n, 2]
-    return sampling.gaussian_reparam(key, mean, chol=chol, shape=(n,))
+    return gradients.gaussian_reparam(key, mean, chol=chol, shape=(n,))
 
   def evaluate(key, real):
     k_draw, k_path, k_score = jax.random.split(key, 3)
     errors = lambda x: abs(jnp.cov(x.T) - cov).max()
     square, n = lambda x: x @ x, m.num_draws  # E |x|^2 has the gradient 2 mean
-    path = sampling.pathwise_gradient(k_path, square, mean, chol, n)
-    score = sampling.score_function_gradient(k_score, square, mean, chol, n)
+    path = gradients.pathwise_gradient(k_path, square, mean, chol, n)
+    score = gradients.score_function_gradient(k_score, square, mean, chol, n)
     return {
       "covariance_error": errors(draw(k_draw, n)),
       "real_covariance_error": errors(real),

@@ -28,10 +28,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gm import core, diagnostics, losses, optim, pictures
+from gm import core, diagnostics, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
-from gm.probability import gaussian
+from gm.probability import likelihood, linear_gaussian
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian_shared", "gaussian_pixel")
 MIN_LOG_STD = -5.0
@@ -85,11 +85,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def log_likelihood(p, x, z):  # log p(x|z), [..., B]
     out, log_std = decode(p, z)
     if bernoulli:
-      return losses.bernoulli_log_prob(x, out, event_ndim=1)
-    return losses.gaussian_log_prob(x, out, log_std, event_ndim=1)
+      return likelihood.bernoulli_log_prob(x, out, event_ndim=1)
+    return likelihood.gaussian_log_prob(x, out, log_std, event_ndim=1)
 
   def log_posterior(z, mean, log_var):  # log q(z|x)
-    return losses.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
+    return likelihood.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
 
   def draw(p, x, eps):  # -> z ~ q(z|x) and its law
     mean, log_var = encode(p, x)
@@ -97,11 +97,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def terms(p, x, eps):  # -> distortion, rate [B]
     z, mean, log_var = draw(p, x, eps)
-    return -log_likelihood(p, x, z), losses.kl_gaussian(mean, log_var)
+    return -log_likelihood(p, x, z), likelihood.kl_gaussian(mean, log_var)
 
   def log_weights(p, x, eps):  # eps [k, B, Z] -> log p(x, z) / q(z|x), [k, B]
     z, mean, log_var = draw(p, x, eps)
-    log_prior = losses.standard_normal_log_prob(z, event_ndim=1)
+    log_prior = likelihood.standard_normal_log_prob(z, event_ndim=1)
     return log_likelihood(p, x, z) + log_prior - log_posterior(z, mean, log_var)
 
   def observe(batch, key):  # what the likelihood is of, [B, P]
@@ -152,7 +152,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     k_pixels, k_elbo, k_weights = jax.random.split(key, 3)
     x, p = observe(batch, k_pixels), state.params
     z, mean, log_var = draw(p, x, jax.random.normal(k_elbo, (len(x), m.z_dim)))
-    distortion, rate = -log_likelihood(p, x, z).mean(), losses.kl_gaussian(mean, log_var).mean()
+    distortion, rate = -log_likelihood(p, x, z).mean(), likelihood.kl_gaussian(mean, log_var).mean()
     log_q = log_posterior(z[:, None], mean, log_var)  # of every z under every posterior, [B, B]
     log_mean_q = jax.nn.logsumexp(log_q, axis=1) - jnp.log(len(x))
     information = (jnp.diagonal(log_q) - log_mean_q).mean()
@@ -168,17 +168,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       "rate": rate,
       "mutual_information": information,
       "marginal_kl": rate - information,
-      "nll": -losses.importance_weighted_bound(log_w).mean(),
+      "nll": -likelihood.importance_weighted_bound(log_w).mean(),
       "active_units": diagnostics.active_units(mean),
     }
     if linear:
-      found["log_likelihood"] = gaussian.log_likelihood(as_linear_gaussian(p), x).mean()
+      found["log_likelihood"] = linear_gaussian.log_likelihood(as_linear_gaussian(p), x).mean()
     return found
 
   def as_linear_gaussian(p):  # x = W z + mean + s eps
     mean, log_std = decode(p, jnp.zeros(m.z_dim))
     weight = (decode(p, jnp.eye(m.z_dim))[0] - mean).T
-    return gaussian.LinearGaussian(weight, mean, jnp.exp(2 * log_std))
+    return linear_gaussian.LinearGaussian(weight, mean, jnp.exp(2 * log_std))
 
   def show(state, batch, key):
     p, x = state.params, batch["image"][:32]

@@ -25,6 +25,7 @@ from gm import augment, core, losses, optim, pictures, regularizers
 from gm.nets import dcgan, mlp
 from gm.nn import init as inits
 from gm.nn import norm
+from gm.probability import fit
 
 
 def networks(m, shape: tuple, dtype: str) -> tuple:
@@ -157,7 +158,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     slope = regularizers.gradient_norm(f, between)
     found = {"w_estimate": -losses.wasserstein_d(f(x), f(fake)), "slope": slope.mean()}
     if x.shape[1:] == (1,):
-      return {**found, "w_exact": losses.wasserstein_1d(x[:, 0], fake[:, 0])}
+      return {**found, "w_exact": fit.wasserstein_1d(x[:, 0], fake[:, 0])}
     return found
 
   def show(state, batch, key):
