@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gm.probability import checks
+from gm.probability import arguments
 
 
 def ks_distance(x: jax.Array, cdf: Callable, mask: jax.Array | None = None) -> jax.Array:
@@ -53,8 +53,8 @@ def chi_square(index: jax.Array, probs: jax.Array) -> tuple[jax.Array, jax.Array
   >>> float(statistic)  # (3 - 2)^2 / 2 + (1 - 2)^2 / 2
   1.0
   """
-  probs = checks.as_float(probs)
-  checks.require_weights("probs", probs)
+  probs = arguments.as_float(probs)
+  arguments.require_weights("probs", probs)
   want = index.size * probs / probs.sum()
   have = jnp.zeros_like(want).at[index.ravel()].add(1.0)
   possible = probs > 0

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from gm.probability import checks
+from gm.probability import arguments
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -34,7 +34,7 @@ def cholesky(cov: jax.Array) -> jax.Array:
   >>> cholesky(jnp.array([[4.0, 2.0], [2.0, 2.0]])).tolist()
   [[2.0, 0.0], [1.0, 1.0]]
   """
-  cov = checks.as_float(cov)
+  cov = arguments.as_float(cov)
   if cov.ndim != 2 or cov.shape[0] != cov.shape[1]:
     raise ValueError(f"cov: given {cov.shape}; it takes [d, d]")
   size = jnp.sqrt(jnp.diagonal(cov))
@@ -64,7 +64,7 @@ def lower_triangular(raw: jax.Array) -> jax.Array:
   >>> [round(v, 4) for v in chol.ravel().tolist()]  # softplus(0) = log 2
   [0.6932, 0.0, 7.0, 0.6932]
   """
-  raw = checks.as_float(raw)
+  raw = arguments.as_float(raw)
   d = (math.isqrt(8 * raw.shape[-1] + 1) - 1) // 2
   if not d or d * (d + 1) // 2 != raw.shape[-1]:
     raise ValueError(f"raw: given {raw.shape}; its last axis is d (d + 1) / 2: 1, 3, 6, 10, ...")
@@ -101,7 +101,7 @@ def whiten(chol: jax.Array, x: jax.Array) -> jax.Array:
   >>> whiten(jnp.array([[2.0, 0.0], [1.0, 1.0]]), jnp.array([2.0, 4.0])).tolist()
   [1.0, 3.0]
   """
-  x = checks.as_float(x)
+  x = arguments.as_float(x)
   rows = x.reshape(-1, x.shape[-1])
   return solve_triangular(chol, rows.T, lower=True).T.reshape(x.shape)
 
@@ -123,7 +123,7 @@ def log_prob(x: jax.Array, mean: jax.Array, cov: jax.Array) -> jax.Array:
   >>> round(float(log_prob(jnp.zeros(2), jnp.zeros(2), jnp.eye(2))), 4)  # -log 2 pi
   -1.8379
   """
-  mean, cov = checks.moments(mean, cov)
+  mean, cov = arguments.moments(mean, cov)
   if jnp.shape(x)[-1:] != mean.shape:
     raise ValueError(f"given x {jnp.shape(x)} and mean {mean.shape}; they are [..., d] and [d]")
   chol = cholesky(cov)
@@ -170,7 +170,10 @@ def kl(mean_1: jax.Array, cov_1: jax.Array, mean_2: jax.Array, cov_2: jax.Array)
   >>> float(kl(jnp.zeros(2), jnp.eye(2), 2 * jnp.ones(2), jnp.eye(2)))
   4.0
   """
-  (mean_1, cov_1), (mean_2, cov_2) = checks.moments(mean_1, cov_1), checks.moments(mean_2, cov_2)
+  (mean_1, cov_1), (mean_2, cov_2) = (
+    arguments.moments(mean_1, cov_1),
+    arguments.moments(mean_2, cov_2),
+  )
   if mean_1.shape != mean_2.shape:
     raise ValueError(f"the two laws have {len(mean_1)} and {len(mean_2)} dimensions")
   one, two = cholesky(cov_1), cholesky(cov_2)
@@ -203,8 +206,11 @@ def kl_diagonal(
   >>> float(kl_diagonal(jnp.zeros(2), 1.0, 2 * jnp.ones(2), 1.0))
   4.0
   """
-  mean_1, mean_2 = checks.as_float(mean_1), checks.as_float(mean_2)
-  std_1, std_2 = checks.require_positive("std_1", std_1), checks.require_positive("std_2", std_2)
+  mean_1, mean_2 = arguments.as_float(mean_1), arguments.as_float(mean_2)
+  std_1, std_2 = (
+    arguments.require_positive("std_1", std_1),
+    arguments.require_positive("std_2", std_2),
+  )
   if mean_1.ndim != 1 or mean_1.shape != mean_2.shape:
     raise ValueError(f"given means {mean_1.shape} and {mean_2.shape}; both are [d]")
   for std in (std_1, std_2):
@@ -235,5 +241,5 @@ def kl_standard(mean: jax.Array, std: jax.Array) -> jax.Array:
   >>> float(kl_standard(jnp.array([1.0, -2.0]), 1.0))
   2.5
   """
-  mean = checks.as_float(mean)
+  mean = arguments.as_float(mean)
   return kl_diagonal(mean, std, jnp.zeros_like(mean), jnp.ones_like(mean))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm.probability import checks
+from gm.probability import arguments
 
 
 def gaussian_reparam(
@@ -46,8 +46,8 @@ def gaussian_reparam(
   (3, 2)
   """
   given = {"std": std, "cov": cov, "chol": chol}
-  given = {k: checks.as_float(v) for k, v in given.items() if v is not None}
-  mean = checks.as_float(mean)
+  given = {k: arguments.as_float(v) for k, v in given.items() if v is not None}
+  mean = arguments.as_float(mean)
   if len(given) != 1:
     raise ValueError(f"one of std, cov and chol is needed, given {sorted(given) or 'none'}")
   (name, spread), d = *given.items(), mean.shape[-1] if mean.ndim else 0
@@ -57,12 +57,12 @@ def gaussian_reparam(
       " for cov and chol"
     )
   if name == "std":
-    if checks.known(spread) and not (np.asarray(spread) >= 0).all():
+    if arguments.known(spread) and not (np.asarray(spread) >= 0).all():
       raise ValueError(f"std: given {np.asarray(spread)}; no entry may be negative or NaN")
     factor = jnp.diag(spread)
   else:
     factor = jnp.linalg.cholesky(spread) if name == "cov" else spread
-    if name == "cov" and checks.known(factor):
+    if name == "cov" and arguments.known(factor):
       lopsided = not np.allclose(np.asarray(spread), np.asarray(spread).T)
       if lopsided or not np.isfinite(np.asarray(factor)).all():
         raise ValueError(f"cov: given {np.asarray(spread)}; not symmetric and positive definite")
@@ -127,7 +127,7 @@ def score_function_gradient(
   >>> float(abs(g).max())
   0.0
   """
-  mean, chol = checks.as_float(mean), checks.as_float(chol)
+  mean, chol = arguments.as_float(mean), arguments.as_float(chol)
   eps = jax.random.normal(key, (n, *mean.shape), jnp.result_type(mean, chol))
   score = jax.scipy.linalg.solve_triangular(chol, eps.T, lower=True, trans="T").T
   return (jax.vmap(h)(mean + eps @ chol.T) - baseline)[:, None] * score

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gm.probability import checks, gaussian
+from gm.probability import arguments, gaussian
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -29,13 +29,13 @@ class LinearGaussian(NamedTuple):
 
 
 def _checked(model: LinearGaussian) -> LinearGaussian:
-  weight, mean = checks.as_float(model.weight), checks.as_float(model.mean)
+  weight, mean = arguments.as_float(model.weight), arguments.as_float(model.mean)
   if weight.ndim != 2 or mean.shape != weight.shape[:1] or jnp.shape(model.var):
     raise ValueError(
       f"given weight {weight.shape}, mean {mean.shape} and var {jnp.shape(model.var)}; they are"
       " [D, d], [D] and ()"
     )
-  return LinearGaussian(weight, mean, checks.require_positive("var", model.var))
+  return LinearGaussian(weight, mean, arguments.require_positive("var", model.var))
 
 
 def log_likelihood(model: LinearGaussian, x: jax.Array) -> jax.Array:
@@ -114,7 +114,7 @@ def elbo(model: LinearGaussian, x: jax.Array, q_mean: jax.Array, q_cov: jax.Arra
   -0.9189
   """
   w, mean, var = _checked(model)
-  q_mean, q_cov = checks.moments(q_mean, q_cov)
+  q_mean, q_cov = arguments.moments(q_mean, q_cov)
   spread = ((x - mean - w @ q_mean) ** 2).sum() + jnp.trace(w @ q_cov @ w.T)
   likelihood = -0.5 * (len(w) * (_LOG_2PI + jnp.log(var)) + spread / var)
   d = w.shape[1]
@@ -188,7 +188,7 @@ def maximum_likelihood(mean: jax.Array, cov: jax.Array, num_latents: int) -> Lin
   >>> float(model.var), round(abs(float(model.weight[0, 0])), 4)  # (2 + 0.5) / 2, sqrt(5 - 1.25)
   (1.25, 1.9365)
   """
-  mean, cov = checks.moments(mean, cov)
+  mean, cov = arguments.moments(mean, cov)
   values, vectors = jnp.linalg.eigh(cov)  # rising
   var = _residual(values[::-1], num_latents)
   top = jnp.maximum(values[::-1][:num_latents] - var, 0.0)
@@ -213,7 +213,7 @@ def maximum_log_likelihood(eigenvalues: jax.Array, num_latents: int) -> jax.Arra
   >>> round(float(maximum_log_likelihood(jnp.ones(2), 1)), 4)  # -log 2 pi e
   -2.8379
   """
-  values = jnp.sort(checks.as_float(eigenvalues))[::-1]
+  values = jnp.sort(arguments.as_float(eigenvalues))[::-1]
   var = _residual(values, num_latents)
   rest = len(values) - num_latents
   spread = jnp.log(values[:num_latents]).sum() + rest * jnp.log(var)
@@ -224,6 +224,6 @@ def _residual(values: jax.Array, num_latents: int) -> jax.Array:
   """Mean of the smallest D - d of falling eigenvalues."""
   if not 0 < num_latents < len(values):
     raise ValueError(f"num_latents {num_latents} is not in 1..{len(values) - 1}")
-  return checks.require_positive(
+  return arguments.require_positive(
     "the mean of the smallest eigenvalues", values[num_latents:].mean()
   )

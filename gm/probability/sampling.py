@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm.probability import checks
+from gm.probability import arguments
 
 _CHUNK = 2**14  # draws that are looked up at a time, so that they stay in the cache
 
@@ -49,8 +49,8 @@ def discrete_inverse_cdf(key: jax.Array, probs: jax.Array, shape: Sequence[int] 
   >>> discrete_inverse_cdf(jax.random.key(0), jnp.array([0, 1, 0]), (4,)).tolist()
   [1, 1, 1, 1]
   """
-  probs = checks.as_float(probs)
-  checks.require_weights("probs", probs)
+  probs = arguments.as_float(probs)
+  arguments.require_weights("probs", probs)
   total = jnp.cumsum(probs)
   cdf = total / total[-1]  # ends at exactly 1, so u < 1 finds an entry
   u = jax.random.uniform(key, tuple(shape), cdf.dtype)
@@ -111,15 +111,15 @@ def tabulated_inverse(
   >>> bool((x > 1).all() & (x < 3).all())
   True
   """
-  grid, values = checks.as_float(grid), checks.as_float(values)
+  grid, values = arguments.as_float(grid), arguments.as_float(values)
   if grid.shape != values.shape:
     raise ValueError(f"grid {grid.shape} and values {values.shape} differ; both are [K]")
   if not cumulative:
-    checks.require_weights("values", values, 2)
+    arguments.require_weights("values", values, 2)
   width = jnp.diff(grid)
   mass = jnp.diff(values) if cumulative else (values[1:] + values[:-1]) / 2 * width
-  checks.require_weights("the steps of values", mass)
-  if checks.known(grid) and not (np.diff(np.asarray(grid)) > 0).all():
+  arguments.require_weights("the steps of values", mass)
+  if arguments.known(grid) and not (np.diff(np.asarray(grid)) > 0).all():
     raise ValueError(f"grid: given {np.asarray(grid)}; it must rise")
   total = jnp.cumsum(mass)
   cdf = jnp.concatenate([jnp.zeros_like(total[:1]), total]) / total[-1]
@@ -137,7 +137,7 @@ def quadratic_pdf(x: jax.Array) -> jax.Array:
   >>> float(quadratic_pdf(jnp.array(2.0)))
   1.5
   """
-  x = checks.as_float(x)
+  x = arguments.as_float(x)
   return jnp.where((x >= 0) & (x <= 2), 3 / 8 * x**2, 0.0)
 
 
@@ -147,7 +147,7 @@ def quadratic_cdf(x: jax.Array) -> jax.Array:
   >>> float(quadratic_cdf(jnp.array(1.0)))
   0.125
   """
-  return jnp.clip(checks.as_float(x), 0.0, 2.0) ** 3 / 8
+  return jnp.clip(arguments.as_float(x), 0.0, 2.0) ** 3 / 8
 
 
 def quadratic_inverse_cdf(u: jax.Array) -> jax.Array:
@@ -157,7 +157,7 @@ def quadratic_inverse_cdf(u: jax.Array) -> jax.Array:
   1.5874
   """
   # a power costs less than cbrt here, and u is not negative
-  return 2 * checks.as_float(u) ** (1 / 3)
+  return 2 * arguments.as_float(u) ** (1 / 3)
 
 
 # -------------------------------------------------------------------------------------- rejection
@@ -192,7 +192,7 @@ def _log_ratio(log_f: Callable, log_bound: Callable, x: jax.Array) -> tuple[jax.
 
 
 def _require_bound(violations: jax.Array, tries: jax.Array) -> None:
-  if checks.known(violations) and int(violations):
+  if arguments.known(violations) and int(violations):
     raise ValueError(
       f"log_bound: log_f exceeds it, or is NaN, at {int(violations)} of {int(tries)} candidates;"
       " raise the bound until f <= b wherever propose draws"

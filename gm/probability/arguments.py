@@ -1,4 +1,4 @@
-"""What functions of this folder ask of their arguments, and say of them where values are known.
+"""What functions of this folder ask of their arguments, and say where values are known.
 
 Inside jit values are not known; what then becomes of a wrong one is said by each function.
 """
