@@ -221,13 +221,13 @@ def views(key: jax.Array, policy: str) -> Callable:
   """Returns see(i, x): what D sees of x the i-th time that it looks in a step, by `augment`.
 
   Args:
-    key: PRNG key of the step; every i draws from one of its own.
+    key: PRNG key for nothing else; every i draws from one of its own. None will do for no policy.
     policy: as in `augment`; "" shows x itself.
 
-  >>> views(jax.random.key(0), "")(0, jnp.ones(2)).tolist()
+  >>> views(None, "")(0, jnp.ones(2)).tolist()
   [1.0, 1.0]
   """
-  return lambda i, x: augment(jax.random.fold_in(key, i), x, policy)
+  return lambda i, x: augment(jax.random.fold_in(key, i), x, policy) if policy else x
 
 
 # --- ADA ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ the stages in order.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -118,8 +119,33 @@ def batch_shapes(
   }
 
 
+def keys(key: jax.Array, *purposes: str) -> Any:
+  """One key for each purpose, by name: the one way to derive several keys from one.
+
+  `split(key, n)[j]` is `fold_in(key, j)`, whatever n: a key that is split here must be neither
+  folded nor drawn from, and a purpose that is added comes last, so that the others keep their keys.
+  `fold_in(key, i)` counts views, steps or batches from a key that nothing else is done with.
+
+  Args:
+    key: PRNG key, not to be used again.
+    purposes: names.
+
+  Returns:
+    A named tuple of keys.
+
+  >>> k = keys(jax.random.key(0), "noise", "label")
+  >>> jax.random.normal(k.noise, (2,)).shape, jax.random.bits(k.label).shape
+  ((2,), ())
+  """
+  return collections.namedtuple("Keys", purposes)(*jax.random.split(key, len(purposes)))
+
+
+def _is_key(x: Any) -> bool:  # one, not a key for each row
+  return x.ndim == 0 and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def split_batch(batch: Any, n: int) -> Any:
-  """Splits every leaf [B, ...] into [n, B/n, ...].
+  """Splits every leaf [B, ...] into [n, B/n, ...], and every PRNG key into [n] new ones.
 
   Rows are interleaved, so that a batch sharded over devices needs no collective.
 
@@ -131,6 +157,8 @@ def split_batch(batch: Any, n: int) -> Any:
   """
 
   def split(x):
+    if _is_key(x):
+      return jax.random.split(x, n)
     if x.shape[0] % n:
       raise ValueError(
         f"a batch of {x.shape[0]} does not split into {n} equal parts: change --config.batch_size"
@@ -141,7 +169,7 @@ def split_batch(batch: Any, n: int) -> Any:
 
 
 def shard(batch: Any) -> Any:
-  """Splits the leading axis of every leaf over the devices that the loop works on.
+  """Splits the leading axis of every leaf, keys aside, over the devices that the loop works on.
 
   The compiler follows a batch of data through a step by itself, but noise that is drawn inside has
   no place of its own: left alone, every device would draw and work on all of it. `gradients`,
@@ -152,7 +180,10 @@ def shard(batch: Any) -> Any:
   """
   if "data" not in jax.sharding.get_abstract_mesh().axis_names:
     return batch
-  return jax.lax.with_sharding_constraint(batch, jax.sharding.PartitionSpec("data"))
+  over = jax.sharding.PartitionSpec("data")
+  return jax.tree.map(
+    lambda x: x if _is_key(x) else jax.lax.with_sharding_constraint(x, over), batch
+  )
 
 
 def build(module: Any, key: jax.Array, *args: Any, **kwargs: Any) -> tuple[dict, dict]:
@@ -197,15 +228,17 @@ def gradients(
 ) -> tuple:
   """Value, auxiliary output and gradient of `loss_fn` in params[n], n in names, and no other.
 
-  With accumulate = k the batch is split into k parts that are visited one after the other; value,
-  gradient, statistics and metrics are their means, so only the memory changes (but batch
-  normalisation then sees B/k examples at a time).
+  With accumulate = k the batch is split into k parts that are visited one after the other, for a
+  k-th of the memory; value, gradient, statistics and metrics are their means. What the loss draws
+  must come from keys in the batch: they are used as they are where k = 1, else each part has keys
+  of its own, so the draws are others than in one batch, and as many. What mixes examples, such as
+  batch normalisation, sees B/k of them.
 
   Args:
     loss_fn: (params, batch) -> (loss, (new_stats, metrics)), means over the batch.
     params: all networks; those not named are constants.
     names: the players.
-    batch: pytree with leaves [B, ...].
+    batch: pytree with leaves [B, ...] and PRNG keys.
     accumulate: number of parts.
 
   Returns:
@@ -268,8 +301,8 @@ def minimize(
     loss_fn: (params, batch) -> (loss, (new_stats, metrics)); new_stats replaces entries of
       state.stats.
     names: the networks to move, e.g. ["d"] or ["g_ab", "g_ba"].
-    batch: pytree with leaves [B, ...]: all that is split when gradients are accumulated, so the
-      noise too.
+    batch: pytree with leaves [B, ...] and PRNG keys, see `gradients`: all that is split when
+      gradients are accumulated, so the noise too, and a key for what loss_fn draws.
     slot: the optimizer slot, by default the names joined with "+".
     accumulate: number of parts in which the batch is visited.
 
@@ -310,8 +343,9 @@ def alternate(
     generate: (params, batch) -> (fake, new_stats), differentiable in params["g"].
     d_loss: (params, batch, fake) -> (loss, (new_stats, metrics)).
     g_loss: the same for G; it may depend on params["g"] through fake only.
-    batch: pytree with leaves [B, ...], noise included.
-    accumulate: number of parts; above 1 G's forward pass is done again, to save memory.
+    batch: pytree with leaves [B, ...] and PRNG keys, see `gradients`; noise included.
+    accumulate: number of parts; above 1 G's forward pass is done again by the same keys, to save
+      memory.
 
   Returns:
     The state after, and the metrics of both moves.

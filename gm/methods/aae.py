@@ -69,10 +69,10 @@ def spokes(key: jax.Array, label: jax.Array, z_dim: int, num_spokes: int) -> jax
   >>> [round(float(m), 1) for m in z.mean(0)], [round(float(s), 1) for s in z.std(0)]
   ([1.4, 0.0], [0.5, 0.1])
   """
-  k_spoke, k_place = jax.random.split(key)
-  drawn = jax.random.randint(k_spoke, label.shape, 0, num_spokes)
+  k = core.keys(key, "spoke", "place")
+  drawn = jax.random.randint(k.spoke, label.shape, 0, num_spokes)
   angle = 2 * math.pi * jnp.where(label < num_spokes, label, drawn) / num_spokes
-  place = jax.random.normal(k_place, (len(label), z_dim // 2, 2))
+  place = jax.random.normal(k.place, (len(label), z_dim // 2, 2))
   along, across = SPOKE_RADIUS + SPOKE_LENGTH * place[..., 0], SPOKE_WIDTH * place[..., 1]
   cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
   pairs = jnp.stack([along * cos - across * sin, along * sin + across * cos], axis=-1)
@@ -264,12 +264,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def observe(key, x):
     """What the encoder sees and how its code is drawn: anew for every move."""
-    k_x, k_eps = jax.random.split(key)
-    seen = x + m.input_noise * jax.random.normal(k_x, x.shape) if m.input_noise else x
-    return {"x": seen, "eps": jax.random.normal(k_eps, (len(x), m.z_dim))}
+    k = core.keys(key, "x", "eps")
+    seen = x + m.input_noise * jax.random.normal(k.x, x.shape) if m.input_noise else x
+    return {"x": seen, "eps": jax.random.normal(k.eps, (len(x), m.z_dim))}
 
   def init(key, batch, prev):
-    keys = jax.random.split(key, len(nets))
+    keys = core.keys(key, *nets)
     params = {
       name: core.build(net, k, jnp.zeros((2, size)))[0]
       for k, (name, (net, size)) in zip(keys, nets.items(), strict=True)
@@ -324,7 +324,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {name: x[rows] for name, x in state.extra.items()}
 
   def step(state, batch, key):
-    k_prior, k_category, *k_moves = jax.random.split(key, 2 + len(MOVES))
+    k = core.keys(key, "prior", "category", *MOVES)
     x, found = batch["image"], {}
     label = jnp.full(len(x), num_classes)  # none
     if tells_labels and not m.num_labels:
@@ -332,40 +332,40 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     elif tells_labels:  # a few labelled images join the others
       more = labelled(state)
       x, label = jnp.concatenate([x, more["image"]]), jnp.concatenate([label, more["label"]])
-    one_hots = one_hot(jax.random.randint(k_category, label.shape, 0, max(1, y_dim)))
-    drawn = {"prior": prior(k_prior, label), "one_hot": one_hots}
-    for move, k in zip(MOVES[:-1], k_moves[:-1], strict=True):
+    one_hots = one_hot(jax.random.randint(k.category, label.shape, 0, max(1, y_dim)))
+    drawn = {"prior": prior(k.prior, label), "one_hot": one_hots}
+    for move in MOVES[:-1]:
       if move in moves:
-        b = {"clean": x, "label": label, **drawn, **observe(k, x)}
+        b = {"clean": x, "label": label, **drawn, **observe(getattr(k, move), x)}
         state, more = play(state, move, b)
         found |= more
     if "cls" in moves:
       some = labelled(state)
-      b = {"label": some["label"], **observe(k_moves[-1], some["image"])}
+      b = {"label": some["label"], **observe(k.cls, some["image"])}
       moved, more = play(state, "cls", b)  # measured in every step, kept where it is due
       state = core.every(m.label_every, state.step, lambda _: moved, state)
       found |= more
     return state.replace(step=state.step + 1), found
 
   def sample(state, batch, key):
-    k_z, k_y, k_eps = jax.random.split(key, 3)
+    k = core.keys(key, "z", "y", "eps")
     x, p = batch["image"], state.params
     if not has_code:  # a classifier alone: the images with the labels that they get
       return {"image": x, "label": run(p, "y_head", hidden(p, x)).argmax(1).astype(jnp.int32)}
     found, y = {}, None
-    z, h = encode(p, {"x": x, "eps": jax.random.normal(k_eps, (len(x), m.z_dim))})
+    z, h = encode(p, {"x": x, "eps": jax.random.normal(k.eps, (len(x), m.z_dim))})
     on_spoke = m.d_label and m.prior == "spokes"
     if on_spoke or m.decoder_label or "cls" in moves:  # a digit can be asked for
       found["label"] = batch["label"]
     if m.decoder_label or "cls" in moves:
       y = one_hot(batch["label"])
     elif inferred:  # clusters without names
-      found["category"] = jax.random.randint(k_y, (len(x),), 0, y_dim)
+      found["category"] = jax.random.randint(k.y, (len(x),), 0, y_dim)
       y = one_hot(found["category"])
       if "label" in batch:
         found["data_category"] = run(p, "y_head", h).argmax(1).astype(jnp.int32)
         found["data_label"] = batch["label"]
-    latent = prior(k_z, batch["label"] if on_spoke else jnp.full(len(x), num_classes))
+    latent = prior(k.z, batch["label"] if on_spoke else jnp.full(len(x), num_classes))
     return {"image": decode(p, latent, y), "latent": latent, "code": z, **found}
 
   def evaluate(state, batch, key):
@@ -389,14 +389,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     p, x, found = state.params, batch["image"], {}
     if not has_code:
       return found
-    k_eps, k_z = jax.random.split(key)
-    z, h = encode(p, {"x": x, "eps": jax.random.normal(k_eps, (len(x), m.z_dim))})
+    k = core.keys(key, "eps", "z")
+    z, h = encode(p, {"x": x, "eps": jax.random.normal(k.eps, (len(x), m.z_dim))})
     rec = decode(p, z, told(p, h, batch))
     found["reconstruction"] = pictures.pairs(x[:32], rec[:32])
     if m.z_dim == 2:
       found["codes"] = {"points": z, **({"label": batch["label"]} if "label" in batch else {})}
     if y_dim:  # a style in each row, the classes from left to right
-      styles = jnp.repeat(prior(k_z, jnp.full(10, num_classes)), y_dim, axis=0)
+      styles = jnp.repeat(prior(k.z, jnp.full(10, num_classes)), y_dim, axis=0)
       painted = decode(p, styles, one_hot(jnp.tile(jnp.arange(y_dim), 10)))
       found["styles"] = painted.reshape(10, y_dim, *shape)
     elif m.prior == "spokes":  # a spoke in each row, outwards from left to right

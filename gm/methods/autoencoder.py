@@ -44,12 +44,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jnp.sum((x - decode(p, encode(p, x))) ** 2, axis=(1, 2, 3))
 
   def init(key, batch, prev):
-    ke, kd = jax.random.split(key)
-    x = unit(batch)
+    k, x = core.keys(key, "enc", "dec"), unit(batch)
     first = dec.clone(output_bias_init=inits.constant(x.mean(0).ravel()))  # the mean image
     params = {
-      "enc": core.build(enc, ke, x[:2].reshape(2, -1))[0],
-      "dec": core.build(first, kd, jnp.zeros((2, m.z_dim)))[0],
+      "enc": core.build(enc, k.enc, x[:2].reshape(2, -1))[0],
+      "dec": core.build(first, k.dec, jnp.zeros((2, m.z_dim)))[0],
     }
     return core.State(
       step=jnp.zeros((), jnp.int32),

@@ -96,15 +96,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       return jax.random.normal(key, (n, m.z_dim))
     return jax.random.truncated_normal(key, -threshold, threshold, (n, m.z_dim))
 
-  def draw(key, n, threshold=None):  # -> noise, labels
-    kz, ky = jax.random.split(key)
-    return noise(kz, n, threshold), jax.random.randint(ky, (n,), 0, classes)
+  def draw(k, n, threshold=None):  # -> noise, labels, from the keys z and y of k
+    return noise(k.z, n, threshold), jax.random.randint(k.y, (n,), 0, classes)
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     params, stats, y = {}, {}, jnp.zeros(2, jnp.int32)
-    params["g"], stats["g"] = core.build(g, kg, jnp.zeros((2, m.z_dim)), y)
-    params["d"], stats["d"] = core.build(d, kd, batch["image"][:2], y)
+    params["g"], stats["g"] = core.build(g, k.g, jnp.zeros((2, m.z_dim)), y)
+    params["d"], stats["d"] = core.build(d, k.d, batch["image"][:2], y)
     return core.State(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -114,23 +113,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       extra={"standing": taken(-1, stats["g"]["batch_stats"])},
     )
 
-  def fakes(state, z, y):
-    """Samples for D, made in the parts that the batch is split into in G's own step."""
-    forward = lambda part: G(state.params["g"], state.stats["g"], *part)
-    if config.accumulate == 1:
-      return forward((z, y))
-    parts = core.split_batch(core.shard((z, y)), config.accumulate)
-    fake, stats = jax.lax.map(forward, parts)
-    whole = fake.swapaxes(0, 1).reshape(-1, *fake.shape[2:])  # in the order of z
-    return whole, jax.tree.map(lambda x: x.mean(0), stats)
-
   def d_step(state, x, y, key):
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
-    z, y_fake = draw(key, len(x))
-    fake, g_stats = fakes(state, z, y_fake)
+    k = core.keys(key, "z", "y", "see")
+    z, y_fake = draw(k, len(x))
 
-    def loss(p, b):  # moves d only; data and samples in one pass, so u moves once
-      both = jnp.concatenate([see(0, b["x"]), see(1, b["fake"])])
+    def loss(p, b):  # moves d only, G is a constant; data and samples in one pass: u moves once
+      see = augment.views(b["see"], m.augment)  # what D sees of images
+      fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y_fake"])
+      both = jnp.concatenate([see(0, b["x"]), see(1, fake)])
       labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
       real, fake = jnp.split(logits, 2)
@@ -138,16 +128,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
         "margin": real.mean() - fake.mean(),
         "d_accuracy": 0.5 * (jnp.mean(real > 0) + jnp.mean(fake <= 0)),
       }
-      return losses.hinge_d(real, fake), ({"d": stats}, found)
+      return losses.hinge_d(real, fake), ({"d": stats, "g": g_stats}, found)
 
-    batch = {"x": x, "y": y, "fake": fake, "y_fake": y_fake}
-    state, found = core.minimize(state, tx["d"], loss, ["d"], batch, accumulate=config.accumulate)
-    return state.replace(stats={**state.stats, "g": g_stats}), found
+    batch = {"x": x, "y": y, "z": z, "y_fake": y_fake, "see": k.see}
+    return core.minimize(state, tx["d"], loss, ["d"], batch, accumulate=config.accumulate)
 
   def g_step(state, key):
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
+    k = core.keys(key, "z", "y", "see")
 
     def loss(p, b):  # moves g only
+      see = augment.views(b["see"], m.augment)
       fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y"])
       logits, d_stats = D(p["d"], state.stats["d"], see(0, fake), b["y"])
       total = losses.hinge_g(logits)
@@ -155,10 +145,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
         total += 0.5 * m.ortho_weight * regularizers.orthogonal(p["g"])
       return total, ({"g": g_stats, "d": d_stats}, {})
 
-    z, y = draw(key, config.batch_size)
-    return core.minimize(
-      state, tx["g"], loss, ["g"], {"z": z, "y": y}, accumulate=config.accumulate
-    )
+    z, y = draw(k, config.batch_size)
+    batch = {"z": z, "y": y, "see": k.see}
+    return core.minimize(state, tx["g"], loss, ["g"], batch, accumulate=config.accumulate)
 
   def standing(state, key, threshold):
     """Batch norm's statistics in the averaged G, for samples from z cut at the threshold."""
@@ -166,7 +155,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       return state.ema["g_stats"]["batch_stats"]
 
     def one(key):  # of as many examples as are normalised together in training
-      z, y = core.shard(draw(key, config.batch_size // config.accumulate, threshold))
+      k, n = core.keys(key, "z", "y"), config.batch_size // config.accumulate
+      z, y = core.shard(draw(k, n, threshold))
       return G(state.ema["g"], state.ema["g_stats"], z, y, net=measured)[1]["batch_stats"]
 
     found = jax.lax.map(one, jax.random.split(key, m.standing_passes))
@@ -190,21 +180,21 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
-    kd, kg, ks = jax.random.split(key, 3)
-    parts = core.split_batch((batch["image"], batch["label"]), m.d_steps)  # [d_steps, B, ...]
+    k = core.keys(key, "d", "g", "standing")
+    parts = core.split_batch((batch["image"], batch["label"], k.d), m.d_steps)  # [d_steps, B, ...]
 
     def body(state, part):
       return d_step(state, *part)
 
-    state, found = jax.lax.scan(body, state, (*parts, jax.random.split(kd, m.d_steps)))
-    state, more = g_step(state, kg)
+    state, found = jax.lax.scan(body, state, parts)
+    state, more = g_step(state, k.g)
     # parameters, batch norm's averages and u alike; a copy until ema_from
     decay = jnp.where(state.step < m.ema_from, 0.0, m.ema)
     ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, decay)
     state = state.replace(step=state.step + 1, ema=ema)
     if m.standing_every:
-      state = core.every(m.standing_every, state.step, lambda s: stand(s, ks), state)
-    found = {k: v[-1] for k, v in found.items()}  # of the last step of D
+      state = core.every(m.standing_every, state.step, lambda s: stand(s, k.standing), state)
+    found = {name: v[-1] for name, v in found.items()}  # of the last step of D
     return state, {**found, **more}
 
   def generate(state, norms, z, y):
@@ -212,8 +202,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return G(state.ema["g"], stats, z, y, train=False)[0]
 
   def sample(state, batch, key):
-    y, norms = batch["label"], statistics(state, jax.random.fold_in(key, 1))
-    return {"image": generate(state, norms, noise(key, len(y), truncation), y), "label": y}
+    k, y = core.keys(key, "noise", "norms"), batch["label"]
+    z, norms = noise(k.noise, len(y), truncation), statistics(state, k.norms)
+    return {"image": generate(state, norms, z, y), "label": y}
 
   def evaluate(state, batch, key):
     """What D says of held-out data and of samples of the same labels."""
@@ -223,10 +214,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {"margin": real.mean() - fake.mean()}
 
   def show(state, batch, key):
-    k_line, k_class, k_cut, k_norms, k_cuts = jax.random.split(key, 5)
+    k = core.keys(key, "line", "classes", "even", "norms", "cuts")
     num, size = min(classes, 10), info.shape["image"]
-    start, end = noise(k_line, 16, truncation).reshape(2, 8, m.z_dim)
-    norms = statistics(state, k_norms)
+    start, end = noise(k.line, 16, truncation).reshape(2, 8, m.z_dim)
+    norms = statistics(state, k.norms)
 
     def along(z):  # [8 * frames, Z], a label for each line
       return generate(state, norms, z, jnp.repeat(jnp.arange(8) % num, len(z) // 8))
@@ -240,9 +231,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       erf, erfinv = jax.scipy.special.erf, jax.scipy.special.erfinv
       return grid(standing(state, key, threshold), 2**0.5 * erfinv(even * erf(threshold / 2**0.5)))
 
-    of_rows = jnp.broadcast_to(noise(k_class, 8, truncation)[:, None], (8, num, m.z_dim))
-    even = jax.random.uniform(k_cut, (2, num, m.z_dim), minval=-1.0)  # the same at every threshold
-    cuts = jax.lax.map(at, (jnp.array(CUTS), jax.random.split(k_cuts, len(CUTS))))
+    of_rows = jnp.broadcast_to(noise(k.classes, 8, truncation)[:, None], (8, num, m.z_dim))
+    even = jax.random.uniform(k.even, (2, num, m.z_dim), minval=-1.0)  # the same at every threshold
+    cuts = jax.lax.map(at, (jnp.array(CUTS), jax.random.split(k.cuts, len(CUTS))))
     return {
       "interpolation": pictures.lines(along, start, end),
       "classes": grid(norms, of_rows),  # a noise for each row

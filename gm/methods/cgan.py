@@ -206,11 +206,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jax.nn.one_hot(y, num_classes)
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     y = jnp.zeros((2, num_classes))
     params, stats = {}, {}
-    params["g"], stats["g"] = core.build(g, kg, jnp.zeros((2, m.z_dim)), y, train=False)
-    params["d"], _ = core.build(d, kd, batch[data][:2], y, train=False)
+    params["g"], stats["g"] = core.build(g, k.g, jnp.zeros((2, m.z_dim)), y, train=False)
+    params["d"], _ = core.build(d, k.d, batch[data][:2], y, train=False)
     return core.State(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -220,32 +220,30 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
-    k_noise, k_label, kg, kd = jax.random.split(key, 4)
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
+    k = core.keys(key, "noise", "label", "g", "d", "see")
     x, n = batch[data], len(batch[data])
-    wanted = one_hot(jax.random.randint(k_label, (n,), 0, num_classes))
-
-    def dropout_key(key, b):  # its own for each part, where the batch is visited in parts
-      return key if config.accumulate == 1 else jax.random.fold_in(key, b["row"][0])
+    wanted = one_hot(jax.random.randint(k.label, (n,), 0, num_classes))
 
     def generate(p, b):
-      fake, stats = G(p["g"], state.stats["g"], b["z"], b["wanted"], dropout_key(kg, b))
+      fake, stats = G(p["g"], state.stats["g"], b["z"], b["wanted"], b["drop_g"])
       return fake, {"g": stats}
 
     def d_loss(p, b, fake):  # moves d only; no batch statistics in it, so one pass is two
+      see = augment.views(b["see"], m.augment)  # what D sees of images
       both = jnp.concatenate([see(0, b["x"]), see(1, fake)])
       labels = jnp.concatenate([b["y"], b["wanted"]])
-      k_drop = dropout_key(jax.random.fold_in(kd, 0), b)
-      real_logits, fake_logits = jnp.split(D(p["d"], both, labels, k_drop), 2)
+      logits = D(p["d"], both, labels, jax.random.fold_in(b["drop_d"], 0))
+      real_logits, fake_logits = jnp.split(logits, 2)
       found = diagnostics.discriminator_stats(real_logits, fake_logits)
       return d_criterion(real_logits, fake_logits), ({}, found)
 
     def g_loss(p, b, fake):  # moves g only, through fake
-      k_drop = dropout_key(jax.random.fold_in(kd, 1), b)
-      return g_criterion(D(p["d"], see(2, fake), b["wanted"], k_drop)), ({}, {})
+      seen = augment.views(b["see"], m.augment)(2, fake)
+      logits = D(p["d"], seen, b["wanted"], jax.random.fold_in(b["drop_d"], 1))
+      return g_criterion(logits), ({}, {})
 
-    parts = {"x": x, "y": one_hot(batch["label"]), "z": noise(k_noise, n), "wanted": wanted}
-    parts["row"] = jnp.arange(n)  # the first of a part is the part's number
+    parts = {"x": x, "y": one_hot(batch["label"]), "z": noise(k.noise, n), "wanted": wanted}
+    parts |= {"drop_g": k.g, "drop_d": k.d, "see": k.see}
     state, found = core.alternate(
       state, tx, generate, d_loss, g_loss, parts, accumulate=config.accumulate
     )
@@ -265,12 +263,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {data: generate(state, noise(key, len(y)), y), "label": y}
 
   def evaluate(state, batch, key):
-    k_noise, kg, kd = jax.random.split(key, 3)
-    y, z = batch["label"], noise(k_noise, len(batch["label"]))
+    k = core.keys(key, "noise", "g", "d")
+    y, z = batch["label"], noise(k.noise, len(batch["label"]))
 
     def logits(params):
-      fake = G(params, state.stats["g"], z, one_hot(y), kg)[0]
-      return D(state.params["d"], fake, one_hot(y), kd)
+      fake = G(params, state.stats["g"], z, one_hot(y), k.g)[0]
+      return D(state.params["d"], fake, one_hot(y), k.d)
 
     found = diagnostics.generator_gradients(logits, state.params["g"])
     if info.modes:  # of a mixture the label is the mode

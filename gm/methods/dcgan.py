@@ -59,10 +59,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jax.random.normal(key, (n, m.z_dim))
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     params, stats = {}, {}
-    params["g"], stats["g"] = core.build(g, kg, jnp.zeros((2, m.z_dim)))
-    params["d"], stats["d"] = core.build(d, kd, batch["image"][:2])
+    params["g"], stats["g"] = core.build(g, k.g, jnp.zeros((2, m.z_dim)))
+    params["d"], stats["d"] = core.build(d, k.d, batch["image"][:2])
     return core.State(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -72,19 +72,22 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
+    # noise keeps its key where nothing else is drawn
+    k_z, k_see = core.keys(key, "z", "see") if m.augment else (key, None)
 
     def generate(p, b):
       fake, stats = core.apply(g, p["g"], state.stats["g"], b["z"])
       return fake, {"g": stats}
 
     def d_loss(p, b, fake):  # moves d only
+      see = augment.views(b["see"], m.augment)  # what D sees of images
       real_logits, stats = core.apply(d, p["d"], state.stats["d"], see(0, b["x"]))
       fake_logits, stats = core.apply(d, p["d"], stats, see(1, fake))
       found = diagnostics.discriminator_stats(real_logits, fake_logits)
       return losses.bce_d(real_logits, fake_logits), ({"d": stats}, found)
 
     def g_loss(p, b, fake):  # moves g only, through fake
+      see = augment.views(b["see"], m.augment)
       logits, _ = core.apply(d, p["d"], state.stats["d"], see(2, fake))
       return losses.nonsaturating_g(logits), ({}, {})
 
@@ -95,7 +98,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       generate,
       d_loss,
       g_loss,
-      {"x": x, "z": noise(key, len(x))},
+      {"x": x, "z": noise(k_z, len(x)), "see": k_see},
       accumulate=config.accumulate,
     )
     ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)

@@ -123,14 +123,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jax.random.normal(key, (n, m.z_dim))
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     x = batch[data]
     first = g.clone(output_bias_init=inits.constant(m.g_bias))
     if m.g_bias_from_data:  # then G starts at the mean picture
       mean = jnp.clip((x.mean(0).ravel() + 1) / 2, 0.01, 0.99)
       first = g.clone(output_bias_init=inits.constant(jnp.log(mean / (1 - mean))))
-    g_params, g_stats = core.build(first, kg, jnp.zeros((2, m.z_dim)))
-    d_params, _ = core.build(d, kd, jnp.zeros((2, m.pack * x[0].size)), train=False)
+    g_params, g_stats = core.build(first, k.g, jnp.zeros((2, m.z_dim)))
+    d_params, _ = core.build(d, k.d, jnp.zeros((2, m.pack * x[0].size)), train=False)
     params = {"g": g_params, "d": d_params}
     return core.State(
       step=jnp.zeros((), jnp.int32),
@@ -141,32 +141,30 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
-    kd, kg, k_drop = jax.random.split(key, 3)
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
-    x, n = batch[data], len(batch[data])
+    k = core.keys(key, "d", "g", "drop", "see")
 
     def d_loss(p, b):  # moves d only; G is a constant here
+      see = augment.views(b["see"], m.augment)  # what D sees of images
       fake, _ = G(p["g"], state.stats["g"], b["z"])
-      real, fake = play(p["d"], see(0, b["x"]), see(1, fake), jax.random.fold_in(k_drop, 0))
+      real, fake = play(p["d"], see(0, b["x"]), see(1, fake), jax.random.fold_in(b["drop"], 0))
       return losses.bce_d(real, fake), ({}, diagnostics.discriminator_stats(real, fake))
 
     def g_loss(p, b):  # moves g only, against the D that has just moved
+      see = augment.views(b["see"], m.augment)
       fake, stats = G(p["g"], state.stats["g"], b["z"])
       players = {"d": p["d"]}
       if m.unroll:  # or against the one that it would become; the fakes are no constants to it
-        pairs, k_look = (see(3, b["x"]), see(4, fake)), jax.random.fold_in(k_drop, 2)
+        pairs, k_look = (see(3, b["x"]), see(4, fake)), jax.random.fold_in(b["drop"], 2)
         look = lambda q: losses.bce_d(*play(q["d"], *pairs, k_look))
         players = unroll(ahead, look, players, state.opt["d"], m.unroll)
-      logits = D(players["d"], see(2, fake), jax.random.fold_in(k_drop, 1))
+      logits = D(players["d"], see(2, fake), jax.random.fold_in(b["drop"], 1))
       return g_criterion(logits), ({"g": stats}, {})
 
-    k = config.accumulate
-    state, found = core.minimize(
-      state, tx["d"], d_loss, ["d"], {"x": x, "z": noise(kd, n)}, accumulate=k
-    )
-    moved, more = core.minimize(
-      state, tx["g"], g_loss, ["g"], {"x": x, "z": noise(kg, n)}, accumulate=k
-    )
+    parts, n = {"x": batch[data], "drop": k.drop, "see": k.see}, config.accumulate
+    z = noise(k.d, len(batch[data]))
+    state, found = core.minimize(state, tx["d"], d_loss, ["d"], {**parts, "z": z}, accumulate=n)
+    z = noise(k.g, len(batch[data]))
+    moved, more = core.minimize(state, tx["g"], g_loss, ["g"], {**parts, "z": z}, accumulate=n)
     if m.g_from:  # until then D trains alone; what G would do is logged
       starts = state.step >= m.g_from
       moved = jax.tree.map(lambda new, old: jnp.where(starts, new, old), moved, state)
@@ -194,17 +192,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return log_prob(info.modes[0][0], info.mode_std) - log_prob(b, jnp.abs(a_and_b - b))
 
   def evaluate(state, batch, key):
-    k_noise, k_drop = jax.random.split(key)
+    k = core.keys(key, "noise", "drop", "value")
     x = batch[data][: len(batch[data]) // m.pack * m.pack]
-    z = noise(k_noise, len(x))
+    z = noise(k.noise, len(x))
 
     def logits(params):
-      return D(state.params["d"], G(params, state.stats["g"], z)[0], k_drop)
+      return D(state.params["d"], G(params, state.stats["g"], z)[0], k.drop)
 
     found = diagnostics.generator_gradients(logits, state.params["g"])
     if exact:  # the game's value under D and under the best D, on the same points
       fake = G(state.params["g"], {}, z)[0]
-      value = -losses.bce_d(*play(state.params["d"], x, fake, jax.random.fold_in(k_drop, 1)))
+      value = -losses.bce_d(*play(state.params["d"], x, fake, k.value))
       top = -losses.bce_d(best(state.params["g"], x), best(state.params["g"], fake))
       found |= {"value": value, "value_best": top}
     return found
@@ -215,11 +213,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
     if not line:
       return {}
-    k_noise, k_drop = jax.random.split(key)
-    real, fake = batch[data], generate(state, noise(k_noise, len(batch[data])))
+    k = core.keys(key, "noise", "drop")
+    real, fake = batch[data], generate(state, noise(k.noise, len(batch[data])))
     both = jnp.concatenate([real, fake])
     x = jnp.linspace(both.min() - 1, both.max() + 1, 400)
-    curves = {"D": jax.nn.sigmoid(D(state.params["d"], x[:, None], k_drop))}
+    curves = {"D": jax.nn.sigmoid(D(state.params["d"], x[:, None], k.drop))}
     if exact:
       curves["best D"] = jax.nn.sigmoid(best(state.ema["g"], x[:, None]))
     return {"discriminator": {"x": x, **curves, "draws": fake[:, 0]}}

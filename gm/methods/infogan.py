@@ -232,10 +232,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   unit = data == "image"  # G's pixels and D's lie in [0, 1], the data's in [-1, 1]
 
   def latent(key, n):  # -> [noise | one-hot | numbers], [n, Z]
-    k_noise, k_category, k_numbers = jax.random.split(key, 3)
-    noise = jax.random.uniform(k_noise, (n, m.noise_dim), minval=-1.0)
-    category = jax.random.randint(k_category, (n,), 0, m.num_categories)
-    numbers = jax.random.uniform(k_numbers, (n, m.num_numbers), minval=-1.0)
+    k = core.keys(key, "noise", "category", "numbers")
+    noise = jax.random.uniform(k.noise, (n, m.noise_dim), minval=-1.0)
+    category = jax.random.randint(k.category, (n,), 0, m.num_categories)
+    numbers = jax.random.uniform(k.numbers, (n, m.num_numbers), minval=-1.0)
     return jnp.concatenate([noise, jax.nn.one_hot(category, m.num_categories), numbers], axis=1)
 
   def G(params, stats, z, train=True):  # -> what the trunk sees, and G's statistics
@@ -260,14 +260,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return weighted + m.number_weight * found["info_numbers"], found
 
   def init(key, batch, prev):
-    k_g, k_trunk, k_d, k_q = jax.random.split(key, 4)
+    k = core.keys(key, "g", "trunk", "d", "q")
     params, stats = {}, {}
     z = jnp.zeros((2, m.noise_dim + num_codes))
-    params["g"], stats["g"] = core.build(nets["g"], k_g, z)
-    params["trunk"], stats["trunk"] = core.build(nets["trunk"], k_trunk, batch[data][:2])
+    params["g"], stats["g"] = core.build(nets["g"], k.g, z)
+    params["trunk"], stats["trunk"] = core.build(nets["trunk"], k.trunk, batch[data][:2])
     h, _ = core.apply(nets["trunk"], params["trunk"], stats["trunk"], batch[data][:2])
-    params["d"], stats["d"] = core.build(nets["d"], k_d, h)
-    params["q"], stats["q"] = core.build(nets["q"], k_q, h)
+    params["d"], stats["d"] = core.build(nets["d"], k.d, h)
+    params["q"], stats["q"] = core.build(nets["q"], k.q, h)
     return core.State(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -280,39 +280,35 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
-    kd, kg = jax.random.split(key)
-    k_see, k_noise = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
-    see = augment.views(k_see, m.augment)
+    k = core.keys(key, "d", "g", "noise", "see")
     d_noise = m.d_noise * jnp.maximum(0.0, 1 - state.step / m.d_noise_steps)
     x = (batch[data] + 1) / 2 if unit else batch[data]
-    z = latent(kd, len(x))
-    fake, _ = G(state.params, state.stats, z)
 
-    def view(i, x):  # what D and Q see; augmentations are of images in [-1, 1]
+    def view(b, i, x):  # what D and Q see; augmentations are of images in [-1, 1]
       if m.d_noise:
-        x = x + d_noise * jax.random.normal(jax.random.fold_in(k_noise, i), x.shape)
+        x = x + d_noise * jax.random.normal(jax.random.fold_in(b["noise"], i), x.shape)
+      see = augment.views(b["see"], m.augment)
       return (see(i, 2 * x - 1) + 1) / 2 if m.augment and unit else x
 
-    def d_loss(p, b):  # moves trunk, d and q; the fakes are constants, and Q reads only them
-      real_logits, _, stats = read(p, state.stats, view(0, b["x"]), with_q=False)
-      fake_logits, out, stats = read(p, stats, view(1, b["fake"]))
+    def d_loss(p, b):  # moves trunk, d and q; G is a constant, and Q reads only the fakes
+      fake, _ = G(p, state.stats, b["z"])
+      real_logits, _, stats = read(p, state.stats, view(b, 0, b["x"]), with_q=False)
+      fake_logits, out, stats = read(p, stats, view(b, 1, fake))
       gain, found = information(out, b["z"])
       loss = losses.bce_d(real_logits, fake_logits) - (gain if q_with_d else 0.0)
       return loss, (stats, {**diagnostics.discriminator_stats(real_logits, fake_logits), **found})
 
     def g_loss(p, b):  # moves g on other fakes, through the trunk and q that have just moved
       fake, stats = G(p, state.stats, b["z"])
-      logits, out, _ = read(p, state.stats, view(2, fake))
+      logits, out, _ = read(p, state.stats, view(b, 2, fake))
       gain, _ = information(out, b["z"])
       return losses.nonsaturating_g(logits) - gain, ({"g": stats}, {})
 
-    k = config.accumulate
-    state, found = core.minimize(
-      state, tx["d"], d_loss, d_names, {"x": x, "fake": fake, "z": z}, slot="d", accumulate=k
-    )
-    state, more = core.minimize(
-      state, tx["g"], g_loss, g_names, {"z": latent(kg, len(x))}, slot="g", accumulate=k
-    )
+    n, chance = config.accumulate, {"noise": k.noise, "see": k.see}
+    parts = {"x": x, "z": latent(k.d, len(x)), **chance}
+    state, found = core.minimize(state, tx["d"], d_loss, d_names, parts, slot="d", accumulate=n)
+    parts = {"z": latent(k.g, len(x)), **chance}
+    state, more = core.minimize(state, tx["g"], g_loss, g_names, parts, slot="g", accumulate=n)
     ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
     return state.replace(step=state.step + 1, ema=ema), {**found, **more}
 
@@ -329,12 +325,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return z.at[:, m.noise_dim : m.noise_dim + m.num_categories].set(one_hot)
 
   def sample(state, batch, key):
-    k_z, k_first = jax.random.split(key)
-    n = len(batch[data])
+    k, n = core.keys(key, "z", "first"), len(batch[data])
     # 8 in a row share a category, a row of the picture; the first is drawn, so all are as likely
-    first = jax.random.randint(k_first, (), 0, m.num_categories)
+    first = jax.random.randint(k.first, (), 0, m.num_categories)
     category = (first + jnp.arange(n) // 8) % m.num_categories
-    found = {data: generate(state, with_category(latent(k_z, n), category)), "category": category}
+    found = {data: generate(state, with_category(latent(k.z, n), category)), "category": category}
     if "label" in batch:  # what Q, which never saw a label, makes of the data
       seen = ask(state, batch[data])[:, : m.num_categories].argmax(1).astype(jnp.int32)
       found |= {"data_category": seen, "data_label": batch["label"]}

@@ -269,11 +269,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return y if m.sample_label < 0 else jnp.full_like(y, m.sample_label)
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     y = labels(jnp.zeros(2, jnp.int32))
     params, stats = {}, {}
-    params["g"], stats["g"] = core.build(g, kg, jnp.zeros((2, m.z_dim)), **y)
-    params["d"], stats["d"] = core.build(d, kd, batch[data][:2], **y)
+    params["g"], stats["g"] = core.build(g, k.g, jnp.zeros((2, m.z_dim)), **y)
+    params["d"], stats["d"] = core.build(d, k.d, batch[data][:2], **y)
     return core.State(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -283,13 +283,15 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
+    # noise keeps its key where nothing else is drawn
+    k_z, k_see = core.keys(key, "z", "see") if m.augment else (key, None)
 
     def generate(p, b):
       fake, stats = G(p["g"], state.stats["g"], b["z"], b["y"])
       return fake, {"g": stats}
 
     def d_loss(p, b, fake):  # moves d only; fakes have the labels of the batch
+      see = augment.views(b["see"], m.augment)  # what D sees of images
       real_out, stats = D(p["d"], state.stats["d"], see(0, b["x"]), b["y"])
       fake_out, stats = D(p["d"], stats, see(1, fake), b["y"])
       largest = jnp.maximum(jnp.abs(real_out).max(), jnp.abs(fake_out).max())
@@ -298,12 +300,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       return loss, ({"d": stats}, found)
 
     def g_loss(p, b, fake):  # moves g only, through fake
+      see = augment.views(b["see"], m.augment)
       out, _ = D(p["d"], state.stats["d"], see(2, fake), b["y"])
       return losses.least_squares_g(out, c=target.c), ({}, {})
 
     x = batch[data]
     y = batch["label"] if m.embed else jnp.zeros(len(x), jnp.int32)
-    parts = {"x": x, "y": y, "z": noise(key, len(x))}
+    parts = {"x": x, "y": y, "z": noise(k_z, len(x)), "see": k_see}
     state, found = core.alternate(
       state, tx, generate, d_loss, g_loss, parts, accumulate=config.accumulate
     )

@@ -135,10 +135,10 @@ def _stage(config, phase: Phase, channels: int) -> core.Stage:
     return x + t * (resample.nearest(resample.mean_pool(x)) - x)
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     params = {
-      "g": core.build(g, kg, jnp.zeros((2, m.z_dim)))[0],
-      "d": core.build(d, kd, batch["image"][:2])[0],
+      "g": core.build(g, k.g, jnp.zeros((2, m.z_dim)))[0],
+      "d": core.build(d, k.d, batch["image"][:2])[0],
     }
     ema = {"g": params["g"]}
     if prev is not None:
@@ -151,20 +151,20 @@ def _stage(config, phase: Phase, channels: int) -> core.Stage:
     )
 
   def step(state, batch, key):
-    k_noise, k_between, k_flip = jax.random.split(key, 3)
+    k = core.keys(key, "noise", "between", "flip", "see")
     if phase.num_fade:
       state = state.replace(opt=anew_where(state.step == phase.num_fade, state.opt))
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
     t = phase.old_share(state.step)
-    x = augment.flip(k_flip, batch["image"]) if m.mirror else batch["image"]
+    x = augment.flip(k.flip, batch["image"]) if m.mirror else batch["image"]
 
     def generate(p, b):
       return G(p["g"], b["z"], t), {}
 
     def d_loss(p, b, fake):  # moves d only
+      see = augment.views(b["see"], m.augment)  # what D sees of images
       f = lambda i, x: D(p["d"], see(i, x), t)
       real_f, fake_f = f(0, b["x"]), f(1, fake)
-      between = regularizers.interpolate(k_between, b["x"], fake)
+      between = regularizers.interpolate(b["between"], b["x"], fake)
       penalty = regularizers.gradient_penalty(lambda x: f(2, x), between, target=m.gamma)
       distance = losses.wasserstein_d(real_f, fake_f)
       penalty /= m.gamma**2
@@ -172,16 +172,12 @@ def _stage(config, phase: Phase, channels: int) -> core.Stage:
       return loss, ({}, {"w_estimate": -distance, "penalty": penalty})
 
     def g_loss(p, b, fake):  # moves g only, through fake
+      see = augment.views(b["see"], m.augment)
       return losses.wasserstein_g(D(p["d"], see(3, fake), t)), ({}, {})
 
+    parts = {"x": reals(x, t), "z": noise(k.noise, len(x)), "between": k.between, "see": k.see}
     state, found = core.alternate(
-      state,
-      tx,
-      generate,
-      d_loss,
-      g_loss,
-      {"x": reals(x, t), "z": noise(k_noise, len(x))},
-      accumulate=config.accumulate,
+      state, tx, generate, d_loss, g_loss, parts, accumulate=config.accumulate
     )
     ema = {"g": core.ema(state.ema["g"], state.params["g"], m.ema)}
     return state.replace(step=state.step + 1, ema=ema), found

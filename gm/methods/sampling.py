@@ -163,13 +163,13 @@ def _reparam(m, data):
     return gradients.gaussian_reparam(key, mean, chol=chol, shape=(n,))
 
   def evaluate(key, real):
-    k_draw, k_path, k_score = jax.random.split(key, 3)
+    k = core.keys(key, "draw", "path", "score")
     errors = lambda x: abs(jnp.cov(x.T) - cov).max()
     square, n = lambda x: x @ x, m.num_draws  # E |x|^2 has the gradient 2 mean
-    path = gradients.pathwise_gradient(k_path, square, mean, chol, n)
-    score = gradients.score_function_gradient(k_score, square, mean, chol, n)
+    path = gradients.pathwise_gradient(k.path, square, mean, chol, n)
+    score = gradients.score_function_gradient(k.score, square, mean, chol, n)
     return {
-      "covariance_error": errors(draw(k_draw, n)),
+      "covariance_error": errors(draw(k.draw, n)),
       "real_covariance_error": errors(real),
       "pathwise_error": abs(path.mean(0) - 2 * mean).max(),
       "score_error": abs(score.mean(0) - 2 * mean).max(),

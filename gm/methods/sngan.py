@@ -233,19 +233,18 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
     return jax.random.normal(key, (n, m.z_dim))
 
-  def draw(key, n):  # -> noise, labels
-    kz, ky = jax.random.split(key)
-    return noise(kz, n), jax.random.randint(ky, (n,), 0, max(info.num_classes, 1))
+  def draw(k, n):  # -> noise, labels, from the keys z and y of k
+    return noise(k.z, n), jax.random.randint(k.y, (n,), 0, max(info.num_classes, 1))
 
   def labels(batch):  # unused where there are none
     return batch.get("label", jnp.zeros(len(batch[data]), jnp.int32))
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     params, stats, y = {}, {}, jnp.zeros(2, jnp.int32)
     args = lambda x: (x, y) if m.conditional else (x,)
-    params["g"], stats["g"] = core.build(g, kg, *args(jnp.zeros((2, m.z_dim))))
-    params["d"], stats["d"] = core.build(d, kd, *args(batch[data][:2]))
+    params["g"], stats["g"] = core.build(g, k.g, *args(jnp.zeros((2, m.z_dim))))
+    params["d"], stats["d"] = core.build(d, k.d, *args(batch[data][:2]))
     return core.State(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -255,28 +254,28 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def g_step(state, key):
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
+    k = core.keys(key, "z", "y", "see")
 
     def loss(p, b):  # moves g only; u moves in this pass too
+      see = augment.views(b["see"], m.augment)  # what D sees of images
       fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y"])
       logits, d_stats = D(p["d"], state.stats["d"], see(0, fake), b["y"])
       return g_criterion(logits), ({"g": g_stats, "d": d_stats}, {})
 
-    z, y = draw(key, m.g_batch_size or config.batch_size)
-    return core.minimize(
-      state, tx["g"], loss, ["g"], {"z": z, "y": y}, accumulate=config.accumulate
-    )
+    z, y = draw(k, m.g_batch_size or config.batch_size)
+    batch = {"z": z, "y": y, "see": k.see}
+    return core.minimize(state, tx["g"], loss, ["g"], batch, accumulate=config.accumulate)
 
   def d_step(state, x, y, key):
-    k_draw, k_noise = jax.random.split(key)
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
-    z, y_fake = draw(k_draw, len(x))
-    fake, g_stats = G(state.params["g"], state.stats["g"], z, y_fake)
+    k = core.keys(key, "draw", "dequantise", "see")
+    z, y_fake = draw(core.keys(k.draw, "z", "y"), len(x))
     if m.dequantise:
-      x = dequantise(x, k_noise)
+      x = dequantise(x, k.dequantise)
 
-    def loss(p, b):  # moves d only
-      both = jnp.concatenate([see(0, b["x"]), see(1, b["fake"])])
+    def loss(p, b):  # moves d only; G is a constant here
+      see = augment.views(b["see"], m.augment)
+      fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y_fake"])
+      both = jnp.concatenate([see(0, b["x"]), see(1, fake)])
       labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
       real, fake = jnp.split(logits, 2)
@@ -284,21 +283,20 @@ def stages(config, info: core.Info) -> list[core.Stage]:
         "margin": real.mean() - fake.mean(),
         "d_accuracy": 0.5 * (jnp.mean(real > 0) + jnp.mean(fake <= 0)),
       }
-      return d_criterion(real, fake), ({"d": stats}, found)
+      return d_criterion(real, fake), ({"d": stats, "g": g_stats}, found)
 
-    batch = {"x": x, "y": y, "fake": fake, "y_fake": y_fake}
-    state, found = core.minimize(state, tx["d"], loss, ["d"], batch, accumulate=config.accumulate)
-    return state.replace(stats={**state.stats, "g": g_stats}), found
+    batch = {"x": x, "y": y, "z": z, "y_fake": y_fake, "see": k.see}
+    return core.minimize(state, tx["d"], loss, ["d"], batch, accumulate=config.accumulate)
 
   def step(state, batch, key):
-    kg, kd = jax.random.split(key)
-    state, found = g_step(state, kg)
-    parts = core.split_batch((batch[data], labels(batch)), m.d_steps)  # [d_steps, B, ...]
+    k = core.keys(key, "g", "d")
+    state, found = g_step(state, k.g)
+    parts = core.split_batch((batch[data], labels(batch), k.d), m.d_steps)  # [d_steps, B, ...]
 
     def body(state, part):
       return d_step(state, *part)
 
-    state, more = jax.lax.scan(body, state, (*parts, jax.random.split(kd, m.d_steps)))
+    state, more = jax.lax.scan(body, state, parts)
     ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
     more = {k: v[-1] for k, v in more.items()}  # of the last step of D
     return state.replace(step=state.step + 1, ema=ema), {**found, **more}
@@ -313,11 +311,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def evaluate(state, batch, key):
     """What D says of held-out data and of samples of the same labels, and how steep it is."""
+    k = core.keys(key, "noise", "dequantise")
     x, y = batch[data], labels(batch)
     if m.dequantise:  # as D was trained
-      x = dequantise(x, jax.random.fold_in(key, 1))
+      x = dequantise(x, k.dequantise)
     f = lambda x: D(state.params["d"], state.stats["d"], x, y, train=False)[0]
-    fake = G(state.params["g"], state.stats["g"], noise(key, len(x)), y, train=False)[0]
+    fake = G(state.params["g"], state.stats["g"], noise(k.noise, len(x)), y, train=False)[0]
     return {
       "margin": f(x).mean() - f(fake).mean(),
       "slope": regularizers.gradient_norm(f, x).mean(),
@@ -326,8 +325,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def show(state, batch, key):
     if data != "image":
       return {}
-    k_line, k_class = jax.random.split(key)
-    start, end = noise(k_line, 16).reshape(2, 8, m.z_dim)
+    k = core.keys(key, "line", "classes")
+    start, end = noise(k.line, 16).reshape(2, 8, m.z_dim)
     num = min(info.num_classes, 10) if m.conditional else 1
 
     def along(z):  # [8 * frames, Z], a label for each line
@@ -336,7 +335,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     found = {"interpolation": pictures.lines(along, start, end)}
     if not m.conditional:
       return found
-    z, y = jnp.repeat(noise(k_class, 8), num, axis=0), jnp.tile(jnp.arange(num), 8)
+    z, y = jnp.repeat(noise(k.classes, 8), num, axis=0), jnp.tile(jnp.arange(num), 8)
     grid = generate(state, z, y).reshape(8, num, *info.shape[data])  # a noise for each row
     return {**found, "classes": grid}
 

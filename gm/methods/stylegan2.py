@@ -158,26 +158,26 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def fixed():  # the same noise for ever
     return None if noise == "none" else jax.random.normal(jax.random.key(0), (1, num_noise))
 
-  def latents(p, b, key, stats):  # -> ws [B, num_ws, D], and the average of the w of z alone
+  def latents(p, b, stats):  # -> ws [B, num_ws, D], and the average of the w of z alone
     w, second = F(p, b["z"]), F(p, b["second"])
     w_avg = core.ema(stats["w_avg"], w.mean(0), W_DECAY)
-    return mix(key, w, second, num_ws, prob=m.mixing), {"w_avg": w_avg}
+    return mix(b["mix"], w, second, num_ws, prob=m.mixing), {"w_avg": w_avg}
 
   def seen(key, x, extra):  # what D sees of images
     if m.ada_kinds:
-      key, k_ada = jax.random.split(key)
-      x = augment.adaptive(k_ada, x, extra["ada_p"], m.ada_kinds)
+      k = core.keys(key, "augment", "ada")
+      key, x = k.augment, augment.adaptive(k.ada, x, extra["ada_p"], m.ada_kinds)
     return augment.augment(key, x, m.augment) if m.augment else x
 
   def init(key, batch, prev):
-    k_map, kg, kd = jax.random.split(key, 3)
+    k = core.keys(key, "mapping", "synthesis", "d")
     ws = jnp.zeros((2, num_ws, m.w_dim))
     params = {
       "g": {
-        "mapping": core.build(f, k_map, jnp.zeros((2, m.z_dim)))[0],
-        "synthesis": core.build(g, kg, ws, jnp.zeros((2, num_noise)))[0],
+        "mapping": core.build(f, k.mapping, jnp.zeros((2, m.z_dim)))[0],
+        "synthesis": core.build(g, k.synthesis, ws, jnp.zeros((2, num_noise)))[0],
       },
-      "d": core.build(d, kd, batch["image"][:2])[0],
+      "d": core.build(d, k.d, batch["image"][:2])[0],
     }
     zero = jnp.zeros(())
     return core.State(
@@ -191,61 +191,60 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def smooth(state, key):
     """G's regulariser: an optimizer step on the path lengths of half a batch."""
-    k_draw, k_mix, k_path = jax.random.split(key, 3)
+    k = core.keys(key, "draw", "mix", "path")
 
     def loss(p, b):  # moves g only
-      ws, stats = latents(p["g"], b, k_mix, state.stats)
-      lengths = path_lengths(lambda ws: G(p["g"], ws, b["maps"]), ws, k_path)
+      ws, stats = latents(p["g"], b, state.stats)
+      lengths = path_lengths(lambda ws: G(p["g"], ws, b["maps"]), ws, b["path"])
       mean = core.ema(state.extra["path_mean"], lengths.mean(), PATH_DECAY)
       penalty = jnp.mean((lengths - mean) ** 2)
       return path_every * m.path_weight * penalty, (stats, {"path_mean": mean})
 
-    state, found = core.minimize(
-      state, tx["g"], loss, ["g"], draw(k_draw, half), accumulate=config.accumulate
-    )
+    batch = {**draw(k.draw, half), "mix": k.mix, "path": k.path}
+    state, found = core.minimize(state, tx["g"], loss, ["g"], batch, accumulate=config.accumulate)
     return state.replace(extra={**state.extra, "path_mean": found["path_mean"]})
 
   def flatten(state, x, key):
     """D's regulariser: an optimizer step on R1 at the images before their augmentation."""
 
     def loss(p, b):  # moves d only
-      r1 = regularizers.r1(lambda x: D(p["d"], seen(key, x, state.extra)), b["x"])
+      r1 = regularizers.r1(lambda x: D(p["d"], seen(b["seen"], x, state.extra)), b["x"])
       return r1_every * m.r1_gamma / 2 * r1, ({}, {"r1": r1})
 
-    state, found = core.minimize(
-      state, tx["d"], loss, ["d"], {"x": x}, accumulate=config.accumulate
-    )
+    batch = {"x": x, "seen": key}
+    state, found = core.minimize(state, tx["d"], loss, ["d"], batch, accumulate=config.accumulate)
     return state.replace(extra={**state.extra, "r1": found["r1"]})
 
   def step(state, batch, key):
-    kg, k_mix, k_seen, k_smooth, kd, k_mix_d, k_seen_d, k_flatten, k_flip = jax.random.split(key, 9)
-    x = augment.flip(k_flip, batch["image"]) if m.mirror else batch["image"]
-    n, k, start = len(x), config.accumulate, state.step
+    k = core.keys(key, "g", "mix_g", "seen_g", "smooth", "d", "mix_d", "seen_d", "flatten", "flip")
+    x = augment.flip(k.flip, batch["image"]) if m.mirror else batch["image"]
+    n, start = len(x), state.step
 
     def g_loss(p, b):  # moves g only
-      ws, stats = latents(p["g"], b, k_mix, state.stats)
-      logits = D(p["d"], seen(k_seen, G(p["g"], ws, b["maps"]), state.extra))
+      ws, stats = latents(p["g"], b, state.stats)
+      logits = D(p["d"], seen(b["seen"], G(p["g"], ws, b["maps"]), state.extra))
       return losses.nonsaturating_g(logits), (stats, {})
 
     def d_loss(p, b):  # moves d only; G is a constant here
-      ws, stats = latents(p["g"], b, k_mix_d, state.stats)
+      ws, stats = latents(p["g"], b, state.stats)
       fake = G(p["g"], ws, b["maps"])
       both = jnp.stack([b["x"], fake], 1).reshape(-1, *fake.shape[1:])  # in turns
-      real, fake = D(p["d"], seen(k_seen_d, both, state.extra), 2).reshape(-1, 2).T
+      real, fake = D(p["d"], seen(b["seen"], both, state.extra), 2).reshape(-1, 2).T
       found = diagnostics.discriminator_stats(real, fake)
       # of the images as they are, as `evaluate` shows others
       plain = D(p["d"], b["x"]) if m.ada_kinds or m.augment else real
       found |= {"logit_real": plain.mean(), "sign_real": jnp.sign(real).mean()}
       return losses.bce_d(real, fake), (stats, found)
 
-    state, found = core.minimize(state, tx["g"], g_loss, ["g"], draw(kg, n), accumulate=k)
+    parts = {**draw(k.g, n), "mix": k.mix_g, "seen": k.seen_g}
+    state, found = core.minimize(state, tx["g"], g_loss, ["g"], parts, accumulate=config.accumulate)
     if path_every:
-      state = core.every(path_every, start, lambda s: smooth(s, k_smooth), state)
+      state = core.every(path_every, start, lambda s: smooth(s, k.smooth), state)
       found |= {"path_length": state.extra["path_mean"]}
-    pairs = {"x": x, **draw(kd, n)}
-    state, more = core.minimize(state, tx["d"], d_loss, ["d"], pairs, accumulate=k)
+    parts = {"x": x, **draw(k.d, n), "mix": k.mix_d, "seen": k.seen_d}
+    state, more = core.minimize(state, tx["d"], d_loss, ["d"], parts, accumulate=config.accumulate)
     if r1_every:
-      state = core.every(r1_every, start, lambda s: flatten(s, x, k_flatten), state)
+      state = core.every(r1_every, start, lambda s: flatten(s, x, k.flatten), state)
       found |= {"r1": state.extra["r1"]}
     found |= more
     if m.ada_kinds:

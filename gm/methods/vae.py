@@ -109,14 +109,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return binarise(x, key) if bernoulli else x
 
   def init(key, batch, prev):
-    ke, kd = jax.random.split(key)
-    first = dec
+    k, first = core.keys(key, "enc", "dec"), dec
     if bernoulli:  # then the decoder starts at the pixels' marginals
       mean = jnp.clip((batch["image"].mean(0).ravel() + 1) / 2, 0.01, 0.99)
       first = dec.clone(output_bias_init=inits.constant(jnp.log(mean / (1 - mean))))
     params = {
-      "enc": core.build(enc, ke, batch["image"][:2])[0],
-      "dec": core.build(first, kd, jnp.zeros((2, m.z_dim)))[0],
+      "enc": core.build(enc, k.enc, batch["image"][:2])[0],
+      "dec": core.build(first, k.dec, jnp.zeros((2, m.z_dim)))[0],
     }
     if "std" in players:
       params["std"] = {"log_std": jnp.log(jnp.float32(m.std))}
@@ -127,14 +126,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def step(state, batch, key):
-    k_pixels, k_eps = jax.random.split(key)
-    x = observe(batch, k_pixels)
+    k = core.keys(key, "pixels", "eps")
+    x = observe(batch, k.pixels)
 
     def loss(p, b):
       distortion, rate = (t.mean() for t in terms(p, b["x"], b["eps"]))
       return distortion + rate, ({}, {"distortion": distortion, "rate": rate})
 
-    noise = jax.random.normal(k_eps, (len(x), m.z_dim))
+    noise = jax.random.normal(k.eps, (len(x), m.z_dim))
     state, found = core.minimize(
       state, tx, loss, players, {"x": x, "eps": noise}, accumulate=config.accumulate
     )
@@ -149,9 +148,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {"image": picture(state.params, z)}
 
   def evaluate(state, batch, key):
-    k_pixels, k_elbo, k_weights = jax.random.split(key, 3)
-    x, p = observe(batch, k_pixels), state.params
-    z, mean, log_var = draw(p, x, jax.random.normal(k_elbo, (len(x), m.z_dim)))
+    k = core.keys(key, "pixels", "elbo", "weights")
+    x, p = observe(batch, k.pixels), state.params
+    z, mean, log_var = draw(p, x, jax.random.normal(k.elbo, (len(x), m.z_dim)))
     distortion, rate = -log_likelihood(p, x, z).mean(), likelihood.kl_gaussian(mean, log_var).mean()
     log_q = log_posterior(z[:, None], mean, log_var)  # of every z under every posterior, [B, B]
     log_mean_q = jax.nn.logsumexp(log_q, axis=1) - jnp.log(len(x))
@@ -160,7 +159,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     def part(key):  # k is visited in parts, to bound the memory
       return log_weights(p, x, jax.random.normal(key, (m.eval_chunk, len(x), m.z_dim)))
 
-    log_w = jax.lax.map(part, jax.random.split(k_weights, -(-m.eval_k // m.eval_chunk)))
+    log_w = jax.lax.map(part, jax.random.split(k.weights, -(-m.eval_k // m.eval_chunk)))
     log_w = log_w.reshape(-1, len(x))[: m.eval_k]
     found = {
       "elbo": -(distortion + rate),

@@ -76,10 +76,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jax.random.normal(key, (n, m.z_dim))
 
   def init(key, batch, prev):
-    kg, kd = jax.random.split(key)
+    k = core.keys(key, "g", "d")
     params, stats = {}, {}
-    params["g"], stats["g"] = core.build(g, kg, jnp.zeros((2, m.z_dim)))
-    params["d"], stats["d"] = core.build(d, kd, batch[data][:2])
+    params["g"], stats["g"] = core.build(g, k.g, jnp.zeros((2, m.z_dim)))
+    params["d"], stats["d"] = core.build(d, k.d, batch[data][:2])
     return core.State(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -89,52 +89,46 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
 
   def critic_step(state, x, key):
-    k_noise, k_between = jax.random.split(key)
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
-    z = noise(k_noise, len(x))
-    fake, g_stats = core.apply(g, state.params["g"], state.stats["g"], z)
+    k = core.keys(key, "noise", "between", "see")
 
-    def loss(p, b):  # moves d only
+    def loss(p, b):  # moves d only; G is a constant here
+      see = augment.views(b["see"], m.augment)  # what D sees of images
+      fake, g_stats = core.apply(g, p["g"], state.stats["g"], b["z"])
       f = lambda x, stats=state.stats["d"]: core.apply(d, p["d"], stats, x)
       real_f, stats = f(see(0, b["x"]))
-      fake_f, stats = f(see(1, b["fake"]), stats)
+      fake_f, stats = f(see(1, fake), stats)
+      stats = {"d": stats, "g": g_stats}
       distance = losses.wasserstein_d(real_f, fake_f)
       found = {"w_estimate": -distance}
       if m.lipschitz == "clip":
-        return distance, ({"d": stats}, found)
-      penalty = regularizers.gradient_penalty(lambda x: f(see(2, x))[0], b["between"])
-      return distance + m.gp_weight * penalty, ({"d": stats}, {**found, "penalty": penalty})
+        return distance, (stats, found)
+      between = regularizers.interpolate(b["between"], b["x"], fake)
+      penalty = regularizers.gradient_penalty(lambda x: f(see(2, x))[0], between)
+      return distance + m.gp_weight * penalty, (stats, {**found, "penalty": penalty})
 
-    between = regularizers.interpolate(k_between, x, fake)
-    state, found = core.minimize(
-      state,
-      tx["d"],
-      loss,
-      ["d"],
-      {"x": x, "fake": fake, "between": between},
-      accumulate=config.accumulate,
-    )
+    batch = {"x": x, "z": noise(k.noise, len(x)), "between": k.between, "see": k.see}
+    state, found = core.minimize(state, tx["d"], loss, ["d"], batch, accumulate=config.accumulate)
     if m.lipschitz == "clip":
       clipped = regularizers.clip_weights(state.params["d"], m.clip)
       state = state.replace(params={**state.params, "d": clipped})
-    return state.replace(stats={**state.stats, "g": g_stats}), found
+    return state, found
 
   def step(state, batch, key):
-    k_critic, k_g = jax.random.split(key)
-    see = augment.views(jax.random.fold_in(key, 1), m.augment)  # what D sees of images
-    xs = core.split_batch(batch[data], m.num_critic)  # [num_critic, B, ...]
+    k = core.keys(key, "critic", "g", "see")
+    parts = core.split_batch((batch[data], k.critic), m.num_critic)  # [num_critic, B, ...]
 
-    def body(state, x_and_key):
-      return critic_step(state, *x_and_key)
+    def body(state, part):
+      return critic_step(state, *part)
 
-    state, found = jax.lax.scan(body, state, (xs, jax.random.split(k_critic, m.num_critic)))
+    state, found = jax.lax.scan(body, state, parts)
 
     def g_loss(p, b):  # moves g only, against the last critic
+      see = augment.views(b["see"], m.augment)
       fake, stats = core.apply(g, p["g"], state.stats["g"], b["z"])
       f, _ = core.apply(d, p["d"], state.stats["d"], see(0, fake))
       return losses.wasserstein_g(f), ({"g": stats}, {})
 
-    batch = {"z": noise(k_g, config.batch_size)}
+    batch = {"z": noise(k.g, config.batch_size), "see": k.see}
     state, more = core.minimize(state, tx["g"], g_loss, ["g"], batch, accumulate=config.accumulate)
     ema = core.ema(state.ema, {"g": state.params["g"], "g_stats": state.stats["g"]}, m.ema)
     found = {k: v[-1] for k, v in found.items()}  # of the last critic step
@@ -148,13 +142,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def evaluate(state, batch, key):
     """The critic's estimate on held-out data; on a line beside the exact distance."""
-    k_noise, k_between = jax.random.split(key)
-    x = batch[data]
-    fake = core.apply(g, state.params["g"], state.stats["g"], noise(k_noise, len(x)), train=False)[
-      0
-    ]
+    k, x = core.keys(key, "noise", "between"), batch[data]
+    z = noise(k.noise, len(x))
+    fake = core.apply(g, state.params["g"], state.stats["g"], z, train=False)[0]
     f = lambda x: core.apply(d, state.params["d"], state.stats["d"], x, train=False)[0]
-    between = regularizers.interpolate(k_between, x, fake)
+    between = regularizers.interpolate(k.between, x, fake)
     slope = regularizers.gradient_norm(f, between)
     found = {"w_estimate": -losses.wasserstein_d(f(x), f(fake)), "slope": slope.mean()}
     if x.shape[1:] == (1,):
