@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gm import core, errors, inspection, job, loop, optim
-from gm.methods import aae
 from gm.metrics import digits
+from gm.probability import spokes
 
 QUICK = {"xla_backend_optimization_level": 0}  # what runs once
 MOVES = {
@@ -267,15 +267,15 @@ def test_decoder_stays_in_range(game):
 
 def test_spokes():
   """Moments of spoke 3 of 10 in two pairs of axes; without a label all spokes are as likely."""
-  spokes = jax.jit(aae.spokes, static_argnums=(2, 3))
-  z = np.asarray(spokes(jax.random.key(0), jnp.full(50_000, 3), 4, 10))
+  draw = jax.jit(spokes.draw, static_argnums=(2, 3))
+  z = np.asarray(draw(jax.random.key(0), jnp.full(50_000, 3), 4, 10))
   angle = 2 * np.pi * 3 / 10
   turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
   for pair in (z[:, :2], z[:, 2:]):
     np.testing.assert_allclose(pair.mean(0), 1.4 * turn[:, 0], atol=0.01)
     np.testing.assert_allclose(np.cov(pair.T), turn @ np.diag([0.25, 0.01]) @ turn.T, atol=0.005)
   assert abs(np.corrcoef(z[:, 0], z[:, 2])[0, 1]) < 0.02  # pairs are independent within a spoke
-  z = np.asarray(spokes(jax.random.key(1), jnp.full(50_000, 10), 4, 10))
+  z = np.asarray(draw(jax.random.key(1), jnp.full(50_000, 10), 4, 10))
   nearest = lambda z: np.round(np.arctan2(z[:, 1], z[:, 0]) * 10 / (2 * np.pi)) % 10
   counts = np.bincount(nearest(z[:, :2]).astype(int), minlength=10)
   np.testing.assert_allclose(counts / 50_000, 0.1, atol=0.01)

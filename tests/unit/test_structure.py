@@ -11,7 +11,7 @@ ALLOWED = {  # who may import what of gm
   "core": set(),
   "methods": {
     *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
-    *("diagnostics", "pictures"),
+    *("diagnostics", "labelled", "pictures"),
   },
   "nets": {"nn"},
   "nn": {"nn"},
@@ -19,6 +19,7 @@ ALLOWED = {  # who may import what of gm
   "regularizers": set(),
   "augment": set(),
   "optim": set(),
+  "labelled": {"core"},
   "pictures": set(),
   "diagnostics": set(),
   "probability": {"probability"},
