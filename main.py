@@ -6,6 +6,7 @@ python main.py --workdir=/tmp/run --mode=sample --num_samples=100
 """
 
 import os
+import re
 import sys
 
 from absl import app, flags, logging
@@ -36,14 +37,38 @@ def fail(message: str, status: int = 2) -> None:
   sys.exit(status)
 
 
+def check_file(argv: list[str]) -> None:
+  """Raises ValueError where --config names no file; both --config=FILE and --config FILE count."""
+  for flag, after in zip(argv, [*argv[1:], ""]):
+    name, sign, path = flag.partition("=")
+    path = (path if sign else after).partition(":")[0]
+    if name in ("--config", "-config") and not os.path.isfile(path):
+      files = os.listdir("configs") if os.path.isdir("configs") else []
+      known = {f for f in files if f.endswith(".py")} - {"__init__.py", "common.py"}
+      raise ValueError(f"no config file {path!r}; there are {', '.join(sorted(known))}")
+
+
+def reason(error: Exception, argv: list[str]) -> str:
+  """What is wrong with the flags, out of what the libraries for flags and configs say of it."""
+  while "parsing config file" in str(error) and error.__context__:
+    error = error.__context__  # the config file's own words, else buried in a traceback
+  text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  if "--" in text or not isinstance(error, KeyError | TypeError | AttributeError):
+    return text
+  missing, meant = re.search(r"\w+", text), re.search('Did you mean "(.*?)"', text)
+  for flag in argv:  # the one whose key is not there
+    name, _, path = flag.partition("=")[0].partition(".")
+    if path and name.endswith("config") and (path in text or missing[0] in path.split(".")):
+      return f"{name}.{path} is no key of the config" + (
+        f": did you mean {meant[1]}?" if meant else ""
+      )
+  return text
+
+
 def parse(argv: list[str]) -> list[str]:
   """Parses the flags; whatever is wrong with them ends in one line."""
   try:
-    for flag in argv:
-      path = flag.partition("=")[2].partition(":")[0]
-      if flag.startswith("--config=") and not os.path.isfile(path):
-        known = sorted(f for f in os.listdir("configs") if f.endswith(".py") and "_" not in f[:2])
-        raise ValueError(f"no config file {path!r}; there are {', '.join(known)}")
+    check_file(argv)
     rest = FLAGS(argv)
     if len(rest) > 1:
       raise ValueError(f"{rest[1]!r} is not a flag; see --help")
@@ -57,7 +82,7 @@ def parse(argv: list[str]) -> list[str]:
   except Exception as error:  # absl, ml_collections and the config file each raise their own kinds
     if "--traceback" in argv:
       raise
-    fail(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    fail(reason(error, argv))
 
 
 def _environment(name: str) -> int | None:
@@ -118,6 +143,14 @@ def main(argv: list[str]) -> None:
     sys.exit(128 + stopped.signum)
   except FloatingPointError as error:
     fail(error, 1)
+  except RuntimeError as error:
+    if _TRACEBACK.value or "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    fail(
+      f"out of memory ({str(error).splitlines()[0]}): lower --config.batch_size, raise"
+      " --config.accumulate, or lower the sizes in --config.model",
+      1,
+    )
 
 
 if __name__ == "__main__":

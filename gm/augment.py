@@ -66,7 +66,7 @@ def translation(key: jax.Array, x: jax.Array, *, ratio: float = 0.125) -> jax.Ar
   Args:
     key: PRNG key.
     x: [B, H, W, C].
-    ratio: largest shift over the side, rounded down to pixels.
+    ratio: largest shift over the side, rounded to pixels, halves up.
 
   Returns:
     [B, H, W, C].
@@ -76,8 +76,8 @@ def translation(key: jax.Array, x: jax.Array, *, ratio: float = 0.125) -> jax.Ar
   >>> translation(jax.random.key(0), jnp.ones((2, 8, 16, 1))).shape
   (2, 8, 16, 1)
   """
-  height, width = x.shape[1:3]
-  return random_crop(key, pad(x, (int(height * ratio), int(width * ratio))), (height, width))
+  sides = x.shape[1:3]
+  return random_crop(key, pad(x, tuple(int(n * ratio + 0.5) for n in sides)), sides)
 
 
 def cutout(key: jax.Array, x: jax.Array, *, ratio: float = 0.5) -> jax.Array:
@@ -86,7 +86,7 @@ def cutout(key: jax.Array, x: jax.Array, *, ratio: float = 0.5) -> jax.Array:
   Args:
     key: PRNG key.
     x: [B, H, W, C].
-    ratio: the rectangle's side over the image's, rounded down to pixels.
+    ratio: the rectangle's side over the image's, rounded to pixels, halves up.
 
   Returns:
     [B, H, W, C].
@@ -98,7 +98,7 @@ def cutout(key: jax.Array, x: jax.Array, *, ratio: float = 0.5) -> jax.Array:
   """
 
   def inside(u, side):  # [B, side], whether a row (column) is in the rectangle
-    size = int(side * ratio)
+    size = int(side * ratio + 0.5)
     # an even rectangle has its centre between two pixels, so one place more
     first = _place(u, side + 1 - size % 2)[:, None] - size // 2
     at = jnp.arange(side)
@@ -178,6 +178,36 @@ def random_crop(key: jax.Array, x: jax.Array, size: tuple[int, int]) -> jax.Arra
 _POLICIES = {"color": color, "translation": translation, "cutout": cutout, "flip": flip}
 
 
+def require(policy: str, shape: tuple[int, ...]) -> None:
+  """Makes sure that a policy can be followed.
+
+  Args:
+    policy: as in `augment`.
+    shape: of one example.
+
+  Raises:
+    ValueError: for an unknown name, or where the data are no images.
+
+  >>> require("color,cutout", (28, 28, 1))
+  """
+  names = _names(policy)
+  for name in names:
+    if name not in _POLICIES:
+      raise ValueError(
+        f"unknown augmentation {name!r} in {policy!r}; known are {sorted(_POLICIES)}: change "
+        "--config.model.augment"
+      )
+  if names and len(shape) != 3:
+    raise ValueError(
+      f"{policy!r} augments images [H, W, C], not data of shape {tuple(shape)}: set"
+      ' --config.model.augment=""'
+    )
+
+
+def _names(policy: str) -> list[str]:
+  return [name.strip() for name in policy.split(",") if name.strip()]
+
+
 def augment(key: jax.Array, x: jax.Array, policy: str = "color,translation,cutout") -> jax.Array:
   """DiffAugment: applies the named transformations in the order given.
 
@@ -200,18 +230,8 @@ def augment(key: jax.Array, x: jax.Array, policy: str = "color,translation,cutou
   >>> augment(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), "color,cutout").shape
   (2, 8, 8, 3)
   """
-  names = [name.strip() for name in policy.split(",") if name.strip()]
-  for name in names:
-    if name not in _POLICIES:
-      raise ValueError(
-        f"unknown augmentation {name!r} in {policy!r}; known are {sorted(_POLICIES)}: change "
-        "--config.model.augment"
-      )
-  if names and x.ndim != 4:
-    raise ValueError(
-      f"{policy!r} augments images [B, H, W, C], not data of shape {x.shape}: set"
-      ' --config.model.augment=""'
-    )
+  require(policy, x.shape[1:])
+  names = _names(policy)
   for name, part in zip(names, jax.random.split(key, max(len(names), 1))):
     x = _POLICIES[name](part, x)
   return x
@@ -439,6 +459,18 @@ def adaptive_color(key: jax.Array, x: jax.Array, p: jax.Array) -> jax.Array:
   return contrast * ((1 - 2 * mirror) * (grey + brightness) + d)
 
 
+def require_kinds(kinds: str, channels: int) -> None:
+  """Raises ValueError for another letter than b, g, c, or images with another number of channels.
+
+  >>> require_kinds("bgc", 3)
+  """
+  if set(kinds) - set("bgc") or (kinds and channels not in (1, 3)):
+    raise ValueError(
+      f"kinds {kinds!r} for images of {channels} channels: choose letters out of 'bgc' for 1 or 3"
+      " channels: change --config.model.ada_kinds or --config.data.channels"
+    )
+
+
 def adaptive(key: jax.Array, x: jax.Array, p: jax.Array, kinds: str = "bgc") -> jax.Array:
   """ADA's augmentation: whole moves (b), other moves (g) and colours (c), each with probability p.
 
@@ -461,11 +493,7 @@ def adaptive(key: jax.Array, x: jax.Array, p: jax.Array, kinds: str = "bgc") -> 
   >>> adaptive(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), 0.0).shape
   (2, 8, 8, 1)
   """
-  if set(kinds) - set("bgc") or x.shape[3] not in (1, 3):
-    raise ValueError(
-      f"kinds {kinds!r} for images of {x.shape[3]} channels: choose letters out of 'bgc' for 1 or 3"
-      " channels: change --config.model.ada_kinds or --config.data.channels"
-    )
+  require_kinds(kinds, x.shape[3])
   k_place, k_color = jax.random.split(key)
   if set(kinds) & set("bg"):
     inverse = geometry(k_place, p, size=x.shape[1:3], batch=len(x), kinds=kinds)

@@ -17,7 +17,7 @@ from gm.nn import conv
 def run(config: ConfigDict, *, json_line: bool = False) -> dict:
   """Prints a table of every stage; with `json_line` a last line for programs. Returns the facts."""
   with conv.form("plain"):  # traced sooner, and of the same shapes
-    facts = describe(prepare(config))
+    facts = describe(prepare(config, on_paper=True))
   for line in table(facts):
     print(line)
   if json_line:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gm import core, programs, sharding
+from gm import checks, core, programs, sharding
 from gm.errors import user_input
 from gm.workdir import checkpoint, record
 
@@ -33,40 +33,56 @@ class Job(NamedTuple):
   mesh: jax.sharding.Mesh
 
 
-def prepare(config: ConfigDict, shelf: programs.Shelf | None = None) -> Job:
+def plan(
+  config: ConfigDict,
+) -> tuple[jax.sharding.Mesh, list[core.Stage], list[core.Info], list[int]]:
+  """Returns devices, stages, facts about their data and examples per step; traces nothing.
+
+  Raises:
+    ValueError: where the config asks for something that does not exist or cannot be.
+  """
+  checks.common(config)
+  mesh = sharding.start(config)
+  data = _module("gm.data", config.data.source, "--config.data.source")
+  method = _module("gm.methods", config.method, "--config.method")
+  stages = method.stages(config, data.info(config.data))
+  infos = [data.info(data_config(config, stage)) for stage in stages]
+  checks.columns(config.data.attributes, infos[0])
+  sizes = [stage.data.get("batch_size", config.batch_size) for stage in stages]
+  for size in sizes:
+    sharding.check_batch(mesh, size, config.accumulate)
+  return mesh, stages, infos, sizes
+
+
+def prepare(
+  config: ConfigDict, shelf: programs.Shelf | None = None, *, on_paper: bool = False
+) -> Job:
   """Builds all that needs no data: stages, facts, shapes, devices and keys.
 
   Args:
     config: from configs/.
     shelf: where shapes that were found by tracing are kept; see gm/programs.py.
+    on_paper: it need not fit the memory that there is, because nothing will be run.
 
   Raises:
     UserError: where the config asks for something that does not exist or does not fit.
   """
   with user_input():
-    if config.compute_dtype not in ("float32", "bfloat16"):
-      raise ValueError(
-        f"--config.compute_dtype={config.compute_dtype!r} is not known: float32 or bfloat16"
-      )
-    mesh = sharding.start(config)
-    data = _module("gm.data", config.data.source, "--config.data.source")
-    method = _module("gm.methods", config.method, "--config.method")
-    stages = method.stages(config, data.info(config.data))
-    infos = [data.info(data_config(config, stage)) for stage in stages]
-    sizes = [stage.data.get("batch_size", config.batch_size) for stage in stages]
-    for size in sizes:
-      sharding.check_batch(mesh, size, config.accumulate)
+    mesh, stages, infos, sizes = plan(config)
   purposes = ("init", "step", "sample", "evaluate", "show")
   root = jax.random.key(config.seed)
   split = [jax.random.split(jax.random.fold_in(root, i), len(purposes)) for i in range(len(stages))]
   keys = [dict(zip(purposes, k, strict=True)) for k in split]
+  batches = [
+    core.batch_shapes(info, size, sharding.batched(mesh))
+    for info, size in zip(infos, sizes, strict=True)
+  ]
   shapes = shelf.read("shapes") if shelf else None
   if shapes is None:
     shapes, prev = [], None
     for i, stage in enumerate(stages):
-      batch = core.batch_shapes(infos[i], sizes[i], sharding.batched(mesh))
       with user_input():  # layers say what does not fit when they are built
-        prev = jax.eval_shape(stage.init, keys[i]["init"], batch, prev)
+        prev = jax.eval_shape(stage.init, keys[i]["init"], batches[i], prev)
       shapes.append(prev)
     if shelf:
       shelf.write("shapes", shapes)
@@ -76,6 +92,10 @@ def prepare(config: ConfigDict, shelf: programs.Shelf | None = None) -> Job:
     )
     for s in shapes
   ]
+  if not on_paper:
+    with user_input():
+      for stage, template, batch in zip(stages, templates, batches, strict=True):
+        checks.memory(mesh, stage, template, batch)
   return Job(config, stages, infos, sizes, templates, keys, mesh)
 
 
@@ -88,7 +108,7 @@ def load(
     job: the run.
     index: of the stage.
     split: "train" or "test".
-    shuffle: False reads in the set's own order.
+    shuffle: False reads in the set's constant order, a permutation.
     whole: give every process all rows of a batch, not its share.
   """
   with user_input():
@@ -109,16 +129,17 @@ def data_config(config: ConfigDict, stage: core.Stage) -> ConfigDict:
 
 
 def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
-  """Creates the workdir with its config.json, or checks that it belongs to this config.
+  """Creates the workdir with its config.json, or checks that it belongs to this config and data.
 
   Raises:
-    UserError: if it cannot be written, or belongs to a config that differs in more than FREE_KEYS.
+    UserError: if it cannot be written, belongs to a config that differs in more than FREE_KEYS, or
+      was trained on a set that has changed since.
   """
   with user_input():
     os.makedirs(workdir, exist_ok=True)
-    config = job.config.to_dict()
+    config = _absolute(job.config.to_dict())
     try:
-      old = record.read_config(workdir)["config"]
+      old = _absolute(record.read_config(workdir)["config"])
     except FileNotFoundError:
       old = config
     fixed = lambda c: {k: v for k, v in c.items() if k not in FREE_KEYS}
@@ -128,13 +149,61 @@ def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
         f"{workdir} belongs to a run with another config ({'; '.join(differs)}): give another"
         " --workdir, or the config that it was made with"
       )
-    data = config["data"]
-    origin = f"{data['source']}:{data['name']}, {source.num_examples:,} training examples"
-    facts = {
-      "data": {"origin": origin, "generated": data["source"] == "points"},
-      "stages": {stage.name: stage.num_steps for stage in job.stages},
-    }
+    changed = data_changes(workdir, source)
+    if changed:
+      raise ValueError(
+        f"the data of {workdir} have changed since its run began ({'; '.join(changed)}): put them"
+        " back as they were, or start anew with another --workdir"
+      )
+    said = f"{origin(job, source)}, {source.num_examples:,} training examples"
+    left_out = source.origin.get("unused", ())
+    if left_out:
+      said += f"; not used: {', '.join(f'{name}/' for name in left_out)}"
+    data = {"origin": said, "generated": config["data"]["source"] == "points"}
+    if source.classes:
+      data["classes"] = source.classes
+    if source.origin:
+      data["set"] = source.origin
+    facts = {"data": data, "stages": {stage.name: stage.num_steps for stage in job.stages}}
     record.write_config(workdir, config, facts)
+
+
+def origin(job: Job, source: core.Source) -> str:
+  """Says where data came from: embedded:mnist10k, tfds:toy/1.0.0, folder:/cats, listing 3f09...
+
+  Args:
+    job: the run.
+    source: any split of the data of one of its stages.
+  """
+  data = job.config.data
+  listing = f", listing {source.origin['listing']}" if "listing" in source.origin else ""
+  return f"{data.source}:{source.origin.get('name', data.name)}{listing}"
+
+
+def data_changes(workdir: str, source: core.Source) -> list[str]:
+  """Returns what is no longer as it was when the run of a workdir began, in its set of data.
+
+  Args:
+    workdir: of a run, or of none yet.
+    source: any split of the data of one of its stages.
+  """
+  try:
+    data = record.read_config(workdir).get("data")
+  except FileNotFoundError:
+    return []
+  before = data.get("set") if isinstance(data, dict) else None
+  kept = lambda facts: {k: v for k, v in facts.items() if k != "unused"}
+  return record.diff(kept(before), kept(source.origin)) if before and source.origin else []
+
+
+def _absolute(config: dict) -> dict:
+  """A config with its paths absolute: the folder that a later command is given in is another."""
+
+  def whole(tree, key):
+    path = tree.get(key)
+    return {**tree, key: os.path.abspath(os.path.expanduser(path))} if path else tree
+
+  return {**whole(config, "init_from"), "data": whole(config.get("data", {}), "dir")}
 
 
 def restore(job: Job, workdir: str, index: int) -> core.State | None:

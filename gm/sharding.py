@@ -18,6 +18,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+MOST_CPU_DEVICES = 256  # threads of one process that wait for one another
+
 
 def start(config: ConfigDict) -> Mesh:
   """Starts jax as a config asks, and returns the mesh to work on.
@@ -52,7 +54,15 @@ def set_cpu_devices(per_process: int, batch_size: int) -> None:
   Args:
     per_process: their number; 0 means one per core, but no more than divide the batch.
     batch_size: examples per step.
+
+  Raises:
+    ValueError: for a negative number, or more than MOST_CPU_DEVICES.
   """
+  if not 0 <= per_process <= MOST_CPU_DEVICES:
+    raise ValueError(
+      f"--config.cpu_devices={per_process} is not possible: set it to 0 (one per core) ..."
+      f" {MOST_CPU_DEVICES}"
+    )
   if per_process == 0:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     per_process = max(n for n in range(1, cores + 1) if batch_size % n == 0)
@@ -77,12 +87,13 @@ def make_mesh(num_devices: int = 0) -> Mesh:
   """Returns a mesh with the axis "data" over the first `num_devices` devices (0: all).
 
   Raises:
-    ValueError: if there are fewer.
+    ValueError: if there are fewer, or for a negative number.
   """
   devices = jax.devices()
-  if num_devices > len(devices):
+  if not 0 <= num_devices <= len(devices):
     raise ValueError(
-      f"{num_devices} devices asked for, {len(devices)} found: change --config.num_devices"
+      f"{num_devices} devices asked for, {len(devices)} found: set --config.num_devices to 0 (all)"
+      f" ... {len(devices)}"
     )
   devices = devices[: num_devices or len(devices)]
   return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)

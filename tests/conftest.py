@@ -15,9 +15,21 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.devices()  # settles the number of devices
+
+
+def pytest_collection_modifyitems(items):
+  """All tests of one method run in one process, which then compiles its programs once."""
+  methods = {p.stem for p in (ROOT / "gm/methods").glob("*.py")}
+  for item in items:
+    name = item.path.stem.removeprefix("test_")
+    if hasattr(item, "callspec"):
+      name = item.callspec.params.get("name", name)
+    if name in methods:
+      item.add_marker(pytest.mark.xdist_group(name))

@@ -46,7 +46,7 @@ def load(
     cfg: config.data.
     split: "train" or "test".
     seed: order of the rows.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
 
   Raises:
@@ -64,6 +64,7 @@ def load(
   image, label = image[rows], label[rows]
   height, width, channels = facts.shape["image"]
   arrays = {"image": images.fit(image, height, width), "label": label}
-  return memory.from_arrays(
+  source = memory.from_arrays(
     facts, arrays, images.decoder(channels), seed=seed, shuffle=shuffle, part=part
   )
+  return source._replace(classes=tuple("0123456789"))

@@ -1,15 +1,20 @@
 """A plain folder of images: PNG, JPEG, WebP, BMP, GIF (first frame), TIFF, PPM; any sizes.
 
-Layouts, all below --config.data.dir, sub-folders read to any depth, hidden files left out:
+Layouts, all below --config.data.dir, sub-folders read to any depth:
 
   a.png b.jpg ...                      no labels, split by hash
   cat/a.png dog/b.png ...              a sub-folder per class (labels in the order of the names),
                                        split by hash
   train/... test/...                   either of the above in each: the split is yours
 
-Split by hash: a file is in the test split if the SHA-256 of its path below `dir` is 0 modulo 10, so
-1 in 10 is, and files that are added later move no other. Images are resized by the short side and
-cropped to the centre (images.crop).
+The last may be spelled train or training; test or testing; val, valid, validation or dev; in any
+case. Where there are all three, test is held out and val is not used; where there is no test, val
+is held out. What else lies beside them is not used.
+
+Split by hash: a file is in the test split if the first 8 bytes of the SHA-256 of its path below
+`dir` are 0 modulo 10, so 1 in 10 is, and files that are added later move no other. Images are
+resized by the short side and cropped to the centre (images.crop). Hidden files are left out, and so
+is what is no file, nor a link to one: named pipes, sockets, devices.
 
 config.data: source="folder", dir, image_size (int or (height, width)), channels (1 or 3),
 num_classes (0 = labels are not read), memory_mb (256: a larger set is streamed). A file that cannot
@@ -21,7 +26,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-from typing import Any
+import stat
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -29,6 +35,17 @@ from gm.core import Info, Source
 from gm.data import images, memory, stream
 
 TEST_SHARE = 10  # one file in ten
+ROLES = {  # names of the folders that split a set, in lower case
+  **dict.fromkeys(("train", "training"), "train"),
+  **dict.fromkeys(("test", "testing"), "test"),
+  **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+}
+
+
+class _File(NamedTuple):
+  path: str
+  name: str  # below its split: the first folder in it is the class
+  size: int  # bytes
 
 
 def info(cfg: Any) -> Info:
@@ -43,18 +60,33 @@ def info(cfg: Any) -> Info:
   return images.declared(cfg, "folder")
 
 
-def _files(top: pathlib.Path) -> list[str]:
-  """Returns the images below `top` as sorted relative paths; links are followed once."""
+def _refuse(error: OSError) -> NoReturn:
+  raise error
+
+
+def _files(top: pathlib.Path) -> list[_File]:
+  """Returns the images below `top`, sorted by name; links are followed once."""
   found, seen = [], set()
-  for folder, names, files in os.walk(top, followlinks=True):
+  for folder, names, files in os.walk(top, followlinks=True, onerror=_refuse):
     real = os.path.realpath(folder)
-    names[:] = [] if real in seen else [n for n in names if not n.startswith(".")]
-    if real not in seen:
-      seen.add(real)
-      paths = (pathlib.Path(folder, f) for f in files if not f.startswith("."))
-      paths = (p for p in paths if p.suffix.lower() in images.SUFFIXES)
-      found += [p.relative_to(top).as_posix() for p in paths]
-  return sorted(found)
+    names[:] = [] if real in seen else sorted(n for n in names if not n.startswith("."))
+    if real in seen:
+      continue
+    seen.add(real)
+    below = os.path.relpath(folder, top) + "/" if folder != str(top) else ""
+    for file in files:
+      path = os.path.join(folder, file)
+      if file.startswith(".") or os.path.splitext(file)[1].lower() not in images.SUFFIXES:
+        continue
+      try:
+        facts = os.stat(path)
+      except OSError as error:
+        raise FileNotFoundError(
+          f"{path} cannot be found ({error.strerror}): mend the link or remove it"
+        ) from error
+      if stat.S_ISREG(facts.st_mode):  # to open a pipe would wait for ever
+        found.append(_File(path, below + file, facts.st_size))
+  return sorted(found, key=lambda f: f.name)
 
 
 def in_test(path: str) -> bool:
@@ -63,26 +95,79 @@ def in_test(path: str) -> bool:
   >>> [in_test(f"{i}.png") for i in range(4)]
   [False, True, False, False]
   """
-  digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()
+  digest = hashlib.sha256(_bytes(path)).digest()
   return int.from_bytes(digest[:8]) % TEST_SHARE == 0
 
 
-def _splits(top: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
-  """Returns the (file, path below its split) pairs of each split."""
-  folders = {p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith(".")}
-  if folders >= set(memory.SPLITS):
-    return {s: [(str(top / s / f), f) for f in _files(top / s)] for s in memory.SPLITS}
-  if len(folders) == 1 and folders & set(memory.SPLITS):
-    only = folders.pop()
-    other = memory.SPLITS[only == "train"]
+def _bytes(name: str) -> bytes:  # as it is on disk, which need not be UTF-8
+  return name.encode("utf-8", "surrogateescape")
+
+
+def _folders(top: pathlib.Path) -> dict[str, list[str]]:
+  """Returns the names of the folders in `top` by their role, "" for none."""
+  found = {}
+  for name in sorted(p.name for p in top.iterdir() if p.is_dir() and p.name[0] != "."):
+    found.setdefault(ROLES.get(name.lower(), ""), []).append(name)
+  return found
+
+
+def _split_folders(top: pathlib.Path) -> dict[str, str] | None:
+  """Returns the folder of each split, or None where the set is to be split by hash.
+
+  Raises:
+    FileNotFoundError: if there are folders of splits alone, and one is missing.
+    ValueError: if there are two for one split, or if they lie one level below.
+  """
+  folders = _folders(top)
+  held_out = "test" if "test" in folders else "val"
+  if {"train", held_out} <= set(folders):
+    for role in ("train", held_out):
+      if len(folders[role]) > 1:
+        raise ValueError(
+          f"{top} has {'/ and '.join(folders[role])}/ for one split: keep one of them in"
+          " --config.data.dir"
+        )
+    return {"train": folders["train"][0], "test": folders[held_out][0]}
+  have = sorted(name for names in folders.values() for name in names)
+  if have and "" not in folders:
+    missing = "test" if "train" in folders else "train"
     raise FileNotFoundError(
-      f"{top} has {only}/ and no {other}/: add it, or split it by hash with "
-      f"--config.data.dir={top / only}"
+      f"{top} has {'/ and '.join(have)}/ and no {missing}/: add it, or split "
+      f"{have[0]}/ by hash with --config.data.dir={top / have[0]}"
     )
-  files = _files(top)
-  return {
-    s: [(str(top / f), f) for f in files if in_test(f) == (s == "test")] for s in memory.SPLITS
+  if len(have) == 1:
+    inner = _folders(top / have[0])
+    if "train" in inner and {"test", "val"} & set(inner):
+      raise ValueError(
+        f"{top} has {have[0]}/ alone, and that is split by its folders: set"
+        f" --config.data.dir={top / have[0]}"
+      )
+  return None
+
+
+def _splits(top: pathlib.Path) -> tuple[dict[str, list[_File]], dict[str, Any]]:
+  """Returns the files of each split, and the facts on where they came from."""
+  folders, unused = _split_folders(top), []
+  if folders:
+    splits = {split: _files(top / name) for split, name in folders.items()}
+    unused = [n for names in _folders(top).values() for n in names if n not in folders.values()]
+  else:
+    files = _files(top)
+    splits = {s: [f for f in files if in_test(f.name) == (s == "test")] for s in memory.SPLITS}
+  listing = hashlib.sha256()
+  for split, files in splits.items():
+    for f in files:
+      listing.update(_bytes(f"{split}/{f.name}\0{f.size}\0"))
+  origin = {
+    "name": _printable(os.path.abspath(top)),
+    "files": {split: len(files) for split, files in splits.items()},
+    "listing": listing.hexdigest()[:16],
   }
+  return splits, {**origin, **({"unused": sorted(map(_printable, unused))} if unused else {})}
+
+
+def _printable(name: str) -> str:
+  return _bytes(name).decode("utf-8", "backslashreplace")
 
 
 def load(
@@ -94,8 +179,12 @@ def load(
     cfg: config.data.
     split: "train" or "test".
     seed: order of the rows.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
+
+  Returns:
+    Source; origin has the absolute folder ("name"), the number of files of each split, and a digest
+    of their names and sizes ("listing").
 
   Raises:
     FileNotFoundError: if the folder or the split has no images.
@@ -109,37 +198,35 @@ def load(
   top = pathlib.Path(cfg["dir"]).expanduser()
   if not top.is_dir():
     raise FileNotFoundError(f"{top} is not a folder: set --config.data.dir to the folder of images")
-  splits = _splits(top)
+  splits, origin = _splits(top)
   if not splits[split]:
-    counts = {s: len(files) for s, files in splits.items()}
     raise FileNotFoundError(
-      f"{top} has no images for split {split!r} (found {counts}; "
+      f"{top} has no images for split {split!r} (found {origin['files']}; "
       f"suffixes {sorted(images.SUFFIXES)}): "
       "add images, sort them into train/ and test/, or change --config.data.dir"
     )
-  labels = {}
+  classes = []
   if facts.num_classes:
-    loose = [path for files in splits.values() for path, f in files if "/" not in f]
+    loose = [f.path for files in splits.values() for f in files if "/" not in f.name]
     if loose:
       raise ValueError(
         f"{loose[0]} is in no class folder: move it into one, or set --config.data.num_classes=0"
       )
-    names = sorted({f.split("/")[0] for files in splits.values() for _, f in files})
-    if len(names) != facts.num_classes:
+    classes = sorted({f.name.split("/")[0] for files in splits.values() for f in files})
+    if len(classes) != facts.num_classes:
       raise ValueError(
-        f"{top} has {len(names)} class folders with images ({', '.join(names[:10])}): "
-        f"set --config.data.num_classes to {len(names)}, it is {facts.num_classes}"
+        f"{top} has {len(classes)} class folders with images ({', '.join(classes[:10])}): "
+        f"set --config.data.num_classes to {len(classes)}, it is {facts.num_classes}"
       )
-    labels = {name: i for i, name in enumerate(names)}
+  labels = {name: i for i, name in enumerate(classes)}
   shape = facts.shape["image"]
   files = [splits[split][i] for i in memory.rows(cfg, split, len(splits[split]))]
 
-  def read(example: tuple[str, str]) -> dict[str, np.ndarray]:
-    path, f = example
-    row = {"image": images.read(path, *shape)}
-    return {**row, "label": np.int32(labels[f.split("/")[0]])} if labels else row
+  def read(file: _File) -> dict[str, np.ndarray]:
+    row = {"image": images.read(file.path, *shape)}
+    return {**row, "label": np.int32(labels[file.name.split("/")[0]])} if labels else row
 
-  return stream.from_reader(
+  source = stream.from_reader(
     facts,
     files,
     read,
@@ -149,3 +236,4 @@ def load(
     shuffle=shuffle,
     part=part,
   )
+  return source._replace(classes=tuple(map(_printable, classes)), origin=origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import operator
 import os
 from collections.abc import Callable
@@ -181,10 +182,10 @@ def crop(image: Any, height: int, width: int, channels: int) -> np.ndarray:
   """Resizes the short side and crops the centre, in one pass; grey or RGB as asked.
 
   The largest centred box of the aspect width / height is resampled with Lanczos (antialiased).
-  Transparency is laid over white; 16-bit grey keeps its upper 8 bits.
+  Transparency is laid over white.
 
   Args:
-    image: PIL.Image.
+    image: PIL.Image of any mode of 8 bits a channel or less.
     height: of the result.
     width: of the result.
     channels: 1 or 3.
@@ -197,9 +198,7 @@ def crop(image: Any, height: int, width: int, channels: int) -> np.ndarray:
   """
   from PIL import Image
 
-  if image.mode.startswith("I;16"):  # convert("L") would clip to 255
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  if image.mode in ("I", "F"):
+  if image.mode[0] in "IF":
     raise ValueError(f"pixels of mode {image.mode!r} have no fixed range: save as 8 or 16 bit")
   if image.has_transparency_data:
     image = image.convert("RGBA")
@@ -214,17 +213,42 @@ def crop(image: Any, height: int, width: int, channels: int) -> np.ndarray:
   return np.asarray(image).reshape(height, width, channels)
 
 
-def read(path: str | os.PathLike, height: int, width: int, channels: int) -> np.ndarray:
+def _upright_8_bit(image: Any) -> Any:
+  """Returns an opened file's image as EXIF turns it, in 8 bits; 16-bit grey keeps the upper 8.
+
+  Pillow leaves the transparent value of a PNG in the depth of the file: it follows the pixels, or
+  none would be equal to it.
+  """
+  from PIL import Image, ImageOps
+
+  layout = image.tile[0].args if image.tile else ""  # how a PNG's bytes stand for pixels
+  grey16 = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
+  image = ImageOps.exif_transpose(image)
+  transparent = image.info.get("transparency")
+  if grey16:  # convert("L") would clip to 255
+    x = np.asarray(image)
+    return Image.fromarray(np.where(x == transparent, 255, x >> 8).astype(np.uint8))
+  if transparent is not None and layout in ("L;2", "L;4"):
+    image.info["transparency"] = transparent * (85 if layout == "L;2" else 17)
+  if transparent is not None and layout == "RGB;16B":  # by the upper 8 bits, which is all there is
+    image.info["transparency"] = tuple(v >> 8 for v in transparent)
+  return image
+
+
+def read(
+  file: str | os.PathLike | bytes, height: int, width: int, channels: int, *, name: str = ""
+) -> np.ndarray:
   """Reads one image file that nobody vouches for, upright (EXIF) and cropped as `crop` does.
 
   Only the formats in FORMATS are tried, and the size in the header is checked before any pixel is
   decoded.
 
   Args:
-    path: the file.
+    file: its path, or its bytes.
     height: of the result.
     width: of the result.
     channels: 1 or 3.
+    name: of the image, for messages; "": the path.
 
   Returns:
     uint8 [height, width, channels].
@@ -233,18 +257,20 @@ def read(path: str | os.PathLike, height: int, width: int, channels: int) -> np.
     FileNotFoundError: if there is no such file.
     ValueError: if it is corrupt, truncated or too large; the message names it.
   """
-  from PIL import Image, ImageOps
+  from PIL import Image
 
+  source = io.BytesIO(file) if isinstance(file, bytes) else os.fspath(file)
+  name = name or str(source)
   try:
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(source, formats=FORMATS) as image:
       w, h = image.size
       if w * h > MAX_PIXELS:
         raise ValueError(f"{w} x {h} pixels, at most {MAX_PIXELS} are read")
-      return crop(ImageOps.exif_transpose(image), height, width, channels)
+      return crop(_upright_8_bit(image), height, width, channels)
   except FileNotFoundError:
     raise
   except (
     Exception
   ) as error:  # decoders of broken files raise anything: struct.error, SyntaxError, ...
-    reason = str(error).replace(os.fspath(path), "file")
-    raise ValueError(f"{path}: not readable as an image ({reason}): remove it or fix it") from error
+    reason = str(error).replace(str(source), "file")
+    raise ValueError(f"{name}: not readable as an image ({reason}): remove it or fix it") from error

@@ -45,7 +45,7 @@ def load(
     cfg: config.data.
     split: "train" or "test".
     seed: order of the rows.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
 
   Raises:
@@ -75,4 +75,5 @@ def load(
     "label": bunch.target[rows].astype(np.uint8),
   }
   decode = images.decoder(channels, levels=LEVELS)
-  return memory.from_arrays(facts, arrays, decode, seed=seed, shuffle=shuffle, part=part)
+  source = memory.from_arrays(facts, arrays, decode, seed=seed, shuffle=shuffle, part=part)
+  return source._replace(classes=tuple("0123456789"))

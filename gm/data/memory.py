@@ -11,6 +11,7 @@ import numpy as np
 from gm.core import Info, Source
 
 SPLITS = ("train", "test")
+_CONSTANT = (0, 0, 1)  # of no run: (seed, epoch) are the numbers of those
 
 
 def require(value: str, allowed: Iterable[str], *, what: str, flag: str) -> None:
@@ -65,6 +66,10 @@ def part_size(size: int, part: tuple[int, int]) -> int:
 def rows(cfg: Any, split: str, n: int) -> np.ndarray:
   """Returns the rows of a split that are used: all, or num_train of the training split.
 
+  One is taken from each of num_train equal stretches of the set, so a set that is stored class by
+  class gives all classes alike; which one is drawn, the same in every run, because every tenth row
+  of a set whose classes take turns is of one class.
+
   Args:
     cfg: config.data.
     split: "train" or "test".
@@ -73,8 +78,8 @@ def rows(cfg: Any, split: str, n: int) -> np.ndarray:
   Raises:
     ValueError: if `cfg` asks for more than there are, or for a negative number.
 
-  >>> rows({"num_train": 3}, "train", 9).tolist()
-  [0, 3, 6]
+  >>> (rows({"num_train": 3}, "train", 9) // 3).tolist()
+  [0, 1, 2]
   """
   kept = cfg.get("num_train", 0) if split == "train" else 0
   if not 0 <= kept <= n:
@@ -82,7 +87,29 @@ def rows(cfg: Any, split: str, n: int) -> np.ndarray:
       f"{kept} of {n} training examples cannot be taken: set --config.data.num_train to at most"
       f" {n}, or to 0 for all"
     )
-  return np.arange(kept or n) * n // (kept or n)
+  edges = np.arange((kept or n) + 1) * n // (kept or n)
+  return np.random.default_rng(_CONSTANT).integers(edges[:-1], edges[1:])
+
+
+def constant(n: int) -> np.ndarray:
+  """Returns the order in which n rows are read without shuffling: a permutation, always the same.
+
+  A set may be stored class by class, or sorted in some other way. The first rows in this order are
+  a random sample of it nevertheless, so pictures and numbers may be made from those.
+
+  Args:
+    n: number of rows.
+
+  Returns:
+    i32 [n], read-only; it depends on n alone.
+
+  >>> sorted(constant(4).tolist())
+  [0, 1, 2, 3]
+  """
+  rows = np.arange(n, dtype=np.int32)
+  np.random.default_rng(_CONSTANT).shuffle(rows)
+  rows.flags.writeable = False  # slices of it are handed out
+  return rows
 
 
 def order(
@@ -91,13 +118,13 @@ def order(
   """Returns `indices(i, size)`, the rows of global batch i that belong to this process.
 
   Position p = i * size + j of the endless stream lies in epoch p // n and shows row
-  permutation(seed, epoch)[p % n], or row p % n without shuffling; process q of m takes j = q, q +
-  m, ... So every epoch shows every row once, and no call depends on the calls before it.
+  permutation(seed, epoch)[p % n], or constant(n)[p % n] without shuffling; process q of m takes j =
+  q, q + m, ... So every epoch shows every row once, and no call depends on the calls before it.
 
   Args:
     n: number of rows.
     seed: non-negative; another seed gives another order.
-    shuffle: False reads the rows as they stand.
+    shuffle: False: every epoch, of every seed, is in the constant order.
     part: (process index, number of processes).
 
   Returns:
@@ -107,8 +134,9 @@ def order(
     ValueError: for an empty set, a negative seed or i, a part that is none, a batch that does not
       split.
 
-  >>> order(3, shuffle=False)(1, 2).tolist()
-  [2, 0]
+  >>> indices = order(3, shuffle=False)
+  >>> bool((indices(1, 3) == constant(3)).all())
+  True
   """
   if n < 1:
     raise ValueError("the set is empty: point --config.data.dir or --config.data.name at another")
@@ -116,11 +144,12 @@ def order(
     raise ValueError(f"seed {seed} is negative: set --config.seed to 0 or more")
   require_part(part)
   first, step = part
-  rows = np.arange(n, dtype=np.int32)
-  rows.flags.writeable = False
+  rows = np.arange(n, dtype=np.int32) if shuffle else constant(n)
 
   @functools.lru_cache(maxsize=4)  # bounded: a batch touches one epoch, or two at a boundary
   def epoch(e: int) -> np.ndarray:
+    if not shuffle:
+      return rows
     permutation = np.random.default_rng((seed, e)).permutation(rows)
     permutation.flags.writeable = False  # slices of it are handed out
     return permutation
@@ -132,10 +161,10 @@ def order(
     part_size(size, part)
     e, start = divmod(i * size, n)
     if start + size <= n:
-      return (epoch(e) if shuffle else rows)[start + first : start + size : step]
+      return epoch(e)[start + first : start + size : step]
     pieces = []
     while size > 0:
-      pieces.append((epoch(e) if shuffle else rows)[start : start + size])
+      pieces.append(epoch(e)[start : start + size])
       size -= len(pieces[-1])
       e, start = e + 1, 0
     return np.concatenate(pieces)[first::step]
@@ -159,15 +188,15 @@ def from_arrays(
     arrays: leaves [N, ...] in storage dtype, such as uint8 images.
     decode: rows in storage dtype -> Batch; jnp-traceable.
     seed: order of the rows, see `order`.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
 
   Raises:
     ValueError: if the leaves differ in length, or as `order` does.
 
   >>> source = from_arrays(Info({"x": ()}), {"x": np.arange(4)}, lambda rows: rows, shuffle=False)
-  >>> source.batch(1, 2)["x"].tolist()
-  [2, 3]
+  >>> sorted(source.batch(1, 4)["x"].tolist())
+  [0, 1, 2, 3]
   """
   lengths = {name: len(a) for name, a in arrays.items()}
   if len(set(lengths.values())) != 1:

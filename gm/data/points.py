@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gm.core import Info, Source
+from gm.core import Info, Source, within
 from gm.data import memory
 
 NUM_EXAMPLES = {"train": 100_000, "test": 10_000}
@@ -63,31 +63,46 @@ TABLE = ((0.32, 0.03, 0.01), (0.06, 0.24, 0.02), (0.02, 0.03, 0.27))
 
 
 def _positive(cfg: Any, key: str, default: float) -> float:
-  value = cfg.get(key, default)
-  if not value > 0:
-    raise ValueError(f"{key} {value!r} is not positive: set --config.data.{key} above 0")
-  return value
+  found = {key: cfg.get(key, default)}
+  within(found, key, above=0.0, section="data")
+  return found[key]
+
+
+def _count(cfg: Any, key: str, default: int, most: int) -> int:
+  found = {key: cfg.get(key, default)}
+  within(found, key, least=1, most=most, section="data")
+  return found[key]
+
+
+def _array(cfg: Any, key: str, default: tuple) -> np.ndarray:
+  """Returns f64 numbers; NaN for what is none."""
+  try:
+    return np.asarray(cfg.get(key, default), np.float64)
+  except (TypeError, ValueError):  # names, or rows of several lengths
+    return np.full((), np.nan)
 
 
 def _centres(name: str, cfg: Any) -> np.ndarray:
   """Returns the centres [K, D] of a mixture before `scale`."""
   if name == "ring":
-    num_modes = int(_positive(cfg, "num_modes", 8))
+    num_modes = _count(cfg, "num_modes", 8, 10_000)
     angle = 2 * np.pi * np.arange(num_modes) / num_modes
     return _positive(cfg, "radius", 2.0) * np.stack([np.cos(angle), np.sin(angle)], -1)
   if name == "grid":
-    side = int(_positive(cfg, "side", 5))
+    side = _count(cfg, "side", 5, 100)
     line = 2.0 * np.arange(side) - (side - 1)
     return np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
-  return np.array([[float(cfg.get("mean", 4.0))]])
+  mean = {"mean": cfg.get("mean", 4.0)}
+  within(mean, "mean", section="data")
+  return np.array([[float(mean["mean"])]])
 
 
 def _table(cfg: Any) -> np.ndarray:
   """Returns the probabilities [K, L] of `table`."""
-  probs = np.asarray(cfg.get("probs", TABLE), np.float64)
+  probs = _array(cfg, "probs", TABLE)
   if probs.ndim != 2 or not np.isfinite(probs).all() or (probs < 0).any() or not probs.any():
     raise ValueError(
-      f"probs {probs.tolist()} are no table of probabilities: set --config.data.probs to rows of"
+      f"probs {cfg.get('probs')} are no table of probabilities: set --config.data.probs to rows of"
       " one length, no value negative and one at least positive"
     )
   return probs / probs.sum()
@@ -95,15 +110,16 @@ def _table(cfg: Any) -> np.ndarray:
 
 def _normal(cfg: Any) -> tuple[np.ndarray, np.ndarray]:
   """Returns mean [2] and Cholesky factor [2, 2] of `correlated`."""
-  mean = np.asarray(cfg.get("mean", (0.5, -1.0)), np.float64)
-  cov = np.asarray(cfg.get("cov", ((1.5, 0.4), (0.4, 0.8))), np.float64)
+  mean, cov = _array(cfg, "mean", (0.5, -1.0)), _array(cfg, "cov", ((1.5, 0.4), (0.4, 0.8)))
   try:
-    if mean.shape != (2,) or cov.shape != (2, 2) or (cov != cov.T).any():
+    if mean.shape != (2,) or not np.isfinite(mean).all():
+      raise np.linalg.LinAlgError
+    if cov.shape != (2, 2) or not np.isfinite(cov).all() or (cov != cov.T).any():
       raise np.linalg.LinAlgError
     return mean, np.linalg.cholesky(cov)
   except np.linalg.LinAlgError:
     raise ValueError(
-      f"mean {mean.tolist()} and cov {cov.tolist()} are no normal law in the plane: set"
+      f"mean {cfg.get('mean')} and cov {cfg.get('cov')} are no normal law in the plane: set"
       " --config.data.mean to two numbers and --config.data.cov to two rows of two, symmetric and"
       " positive definite"
     ) from None
@@ -128,6 +144,8 @@ def info(cfg: Any) -> Info:
   if name == "correlated":
     _normal(cfg)
     return Info({"point": (2,)})
+  if name in _CURVES:
+    _positive(cfg, "std", _CURVES[name].std)
   if name not in _MIXTURES:
     num_classes = 8 if name == "checkerboard" else 2
     return Info({"point": (2,), "label": ()}, num_classes=num_classes)
@@ -269,7 +287,7 @@ def load(
     cfg: config.data.
     split: "train" or "test".
     seed: order of the rows.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
 
   Raises:

@@ -96,7 +96,7 @@ def load(
     cfg: config.data.
     split: "train" or "test".
     seed: order of the rows.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
 
   Raises:
@@ -111,12 +111,14 @@ def load(
   height, width, channels = facts.shape["image"]
   spec = sets.require(cfg["name"])
   arrays["image"] = images.fit(arrays["image"], height, width, background=spec.background)
-  decode = images.decoder(channels)
+  decode, classes = images.decoder(channels), spec.classes
   if spec.attributes:
     if "label" in facts.shape:
+      classes = tuple(spec.attributes[cfg["label_key"]])
       arrays["label"] = arrays["attributes"][
         :, attributes.position(cfg["label_key"], spec.attributes)
       ]
     if facts.columns:
       decode = _with_attributes(decode, attributes.encoder(facts.columns, spec.attributes))
-  return memory.from_arrays(facts, arrays, decode, seed=seed, shuffle=shuffle, part=part)
+  source = memory.from_arrays(facts, arrays, decode, seed=seed, shuffle=shuffle, part=part)
+  return source._replace(classes=classes)

@@ -35,6 +35,7 @@ class Set(NamedTuple):
   instead: str  # what to use where it cannot be had
   about: str  # authors and terms, stored with the set
   background: int = 0  # what larger images are padded with
+  classes: tuple = ()  # names of the values of "label"
   attributes: Mapping = MappingProxyType({})  # of the leaf "attributes": name -> names of values
 
 
@@ -110,6 +111,7 @@ SETS = {
     extract=_mnist,
     instead="--config.data.source=embedded --config.data.name=mnist10k (10,000 of its images)",
     about="MNIST, Y. LeCun, C. Cortes, C. J. C. Burges, CC BY-SA 3.0, in the original order",
+    classes=tuple("0123456789"),
   ),
 }
 

@@ -1,4 +1,4 @@
-"""Sets too large for memory, read in Grain's order, which is a pure function of (seed, i)."""
+"""Sets too large for memory, trained on in Grain's order, a pure function of (seed, i)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def from_examples(
   """Returns the Source of a set that is read in batches.
 
   Row j of global batch i is element i * size + j of the endless stream of epochs, each shuffled by
-  Grain with its own seed; process q of m takes j = q, q + m, ... Threads read ahead while batches
+  Grain with its own seed, or all in the order `memory.constant` of a set in memory; process q of m
+  takes j = q, q + m, ... Threads read ahead while batches
   are asked for in order; that changes when an example is read, never which. An error of `read` is
   raised by the `batch` that needs the example.
 
@@ -41,7 +42,7 @@ def from_examples(
     read: one example -> leaves in storage dtype, all of one shape; called by several threads.
     decode: rows in storage dtype -> Batch; jnp-traceable.
     seed: order of the rows.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
 
   Returns:
@@ -57,8 +58,11 @@ def from_examples(
   if seed < 0:
     raise ValueError(f"seed {seed} is negative: set --config.seed to 0 or more")
   memory.require_part(part)
-  stream = grain.MapDataset.source(examples).seed(seed)
-  stream = stream.shuffle() if shuffle else stream
+  if shuffle:
+    stream = grain.MapDataset.source(examples).seed(seed).shuffle()
+  else:
+    rows = memory.constant(len(examples))
+    stream = grain.MapDataset.source(rows).map(lambda row: examples[int(row)])
   stream = stream.repeat()[part[0] :: part[1]].map(read)
   pool = concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
   lock = threading.Lock()
@@ -98,7 +102,7 @@ def from_reader(
 ) -> Source:
   """Reads a set into memory if it fits into `memory_mb` (10^6 bytes), and streams it otherwise.
 
-  The two orders differ: a run that is to be repeated exactly keeps its `memory_mb`.
+  The two training orders differ: a run that is to be repeated exactly keeps its `memory_mb`.
 
   Args:
     info: the set's static facts.
@@ -107,7 +111,7 @@ def from_reader(
     decode: rows in storage dtype -> Batch.
     memory_mb: --config.data.memory_mb; 0 always streams.
     seed: order of the rows.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
 
   Raises:

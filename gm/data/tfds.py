@@ -5,7 +5,12 @@ data_dir above it and name = "set", "set/config" or "set:version"; image_size (i
 width)), channels (1 or 3), num_classes (0 = labels are not read), image_key ("image"), label_key
 ("label"), train_split ("train"), test_split ("test") in TFDS notation, so that a set without a test
 split is cut by train_split="train[:90%]", test_split="train[90%:]"; memory_mb (256: a larger set is
-streamed). Images are resized by the short side and cropped to the centre (images.crop).
+streamed). Images are resized by the short side and cropped to the centre (images.crop). What is
+stored as an image file is decoded as a folder's files are; TFDS alone would give the raw indices of
+palettes, and CMYK as it is.
+
+A label below 0, which TFDS takes for "none", or above the last class is an error that names the
+example: where the set is opened, or where it is read if it is streamed.
 
 A set is prepared by  builder.download_and_prepare(file_format="array_record").
 """
@@ -75,6 +80,43 @@ def _overlap(builder: Any, a: str, b: str) -> bool:
   )
 
 
+def _num_examples(builder: Any, spec: str, flag: str) -> int:
+  """Returns the length of a split in TFDS notation.
+
+  Raises:
+    ValueError: if the notation is not TFDS's, or if there is no example in it.
+  """
+  name = builder.info.full_name
+  try:
+    num = builder.info.splits[spec].num_examples
+  except (ValueError, AssertionError) as error:
+    raise ValueError(f"{flag}={spec!r} of {name}: {' '.join(str(error).split())}") from error
+  if num < 1:
+    sizes = {split: facts.num_examples for split, facts in builder.info.splits.items()}
+    raise ValueError(f"{flag}={spec!r} of {name} holds no example (of {sizes}): set another slice")
+  return num
+
+
+def _label(value: Any, num_classes: int, where: str) -> np.int32:
+  """Returns a label that is one of the classes.
+
+  Raises:
+    ValueError: for anything else; the message says `where` it stands.
+  """
+  x = np.asarray(value)
+  if x.shape or x.dtype.kind not in "iub":
+    raise ValueError(
+      f"the label of {where} is {x.dtype} {x.shape}, no whole number: set --config.data.label_key, "
+      "or --config.data.num_classes=0"
+    )
+  if not 0 <= x < num_classes:
+    raise ValueError(
+      f"the label of {where} is {x}, not one of 0 ... {num_classes - 1}: choose a split that has "
+      "labels (--config.data.train_split, test_split), or set --config.data.num_classes=0"
+    )
+  return np.int32(x)
+
+
 def load(
   cfg: Any, split: str, *, seed: int = 0, shuffle: bool = True, part: tuple[int, int] = (0, 1)
 ) -> Source:
@@ -84,14 +126,20 @@ def load(
     cfg: config.data.
     split: "train" or "test".
     seed: order of the rows.
-    shuffle: False reads them as they stand.
+    shuffle: False reads them in their one constant order, a permutation.
     part: (process index, number of processes).
+
+  Returns:
+    Source; origin has the full name of the set with its version ("name"), its size on disk in
+    bytes, the splits and the number of examples in each.
 
   Raises:
     FileNotFoundError: if no such set is prepared.
-    ValueError: for missing keys, features or splits, splits that overlap, or images that are not
-      uint8.
+    ValueError: for missing keys, features or splits, splits that overlap or are empty, images that
+      are not uint8, or labels that are none of the classes.
   """
+  from tensorflow_datasets import decode, features
+
   facts = info(cfg)
   memory.require_split(split)
   builder = _builder(cfg)
@@ -104,6 +152,7 @@ def load(
       f"{sorted(facts_of_set.splits)}: set --config.data.{split}_split, e.g. to 'train[:90%]' for "
       "train and 'train[90%:]' for test"
     )
+  num = {s: _num_examples(builder, specs[s], f"--config.data.{s}_split") for s in sorted(known)}
   if len(known) == 2 and _overlap(builder, specs["train"], specs["test"]):
     raise ValueError(
       f"the splits {specs} overlap: set --config.data.train_split and --config.data.test_split "
@@ -118,15 +167,27 @@ def load(
         f"{facts_of_set.full_name} has no feature {key!r}, it has {sorted(facts_of_set.features)}: "
         f"set --config.data.{what}_key" + (", or num_classes=0" if what == "label" else "")
       )
+  classes = ()
   if facts.num_classes:
-    known = getattr(facts_of_set.features[keys["label"]], "num_classes", facts.num_classes)
-    if known != facts.num_classes:
+    feature = facts_of_set.features[keys["label"]]
+    count = getattr(feature, "num_classes", facts.num_classes)
+    if count != facts.num_classes:
       raise ValueError(
-        f"{facts_of_set.full_name} has {known} classes: set --config.data.num_classes={known}, "
+        f"{facts_of_set.full_name} has {count} classes: set --config.data.num_classes={count}, "
         f"it is {facts.num_classes}"
       )
+    classes = tuple(getattr(feature, "names", None) or ())
+  # the file's bytes of every image, of those too that are not asked for: to decode takes time
+  files = {k for k, kind in facts_of_set.features.items() if isinstance(kind, features.Image)}
+  decoders = {k: decode.SkipDecoding() for k in files}
+  kind = facts_of_set.features[keys["image"]].np_dtype
+  if keys["image"] in files and kind not in (np.uint8, np.uint16):
+    raise ValueError(
+      f"feature {keys['image']!r} of {facts_of_set.full_name} is {np.dtype(kind)}: "
+      "set --config.data.image_key to a uint8 image [H, W, C]"
+    )
   try:
-    examples = builder.as_data_source(split=specs[split])
+    examples = builder.as_data_source(split=specs[split], decoders=decoders)
   except (RuntimeError, FileNotFoundError, AssertionError, KeyError) as error:
     raise FileNotFoundError(
       f"{facts_of_set.full_name} cannot be read as array_record "
@@ -138,7 +199,13 @@ def load(
   def read(i: int) -> dict[str, np.ndarray]:
     from PIL import Image
 
-    example = examples[int(i)]
+    example, where = examples[int(i)], f"example {i} of {specs[split]} in {facts_of_set.full_name}"
+    label = {}
+    if "label" in keys:
+      label["label"] = _label(example[keys["label"]], facts.num_classes, where)
+    if keys["image"] in files:
+      x = images.read(example[keys["image"]], height, width, channels, name=where)
+      return {"image": x, **label}
     x = np.asarray(example[keys["image"]])
     if x.dtype != np.uint8 or x.ndim not in (2, 3):
       raise ValueError(
@@ -146,10 +213,9 @@ def load(
         "set --config.data.image_key to a uint8 image [H, W, C]"
       )
     image = Image.fromarray(x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x)
-    row = {"image": images.crop(image, height, width, channels)}
-    return {**row, "label": np.int32(example[keys["label"]])} if "label" in keys else row
+    return {"image": images.crop(image, height, width, channels), **label}
 
-  return stream.from_reader(
+  source = stream.from_reader(
     facts,
     memory.rows(cfg, split, len(examples)),
     read,
@@ -159,3 +225,10 @@ def load(
     shuffle=shuffle,
     part=part,
   )
+  origin = {
+    "name": facts_of_set.full_name,
+    "bytes": int(facts_of_set.dataset_size),
+    "splits": {s: specs[s] for s in num},
+    "examples": num,
+  }
+  return source._replace(classes=classes, origin=origin)

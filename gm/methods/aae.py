@@ -42,6 +42,7 @@ from flax import linen as nn
 
 from gm import core, diagnostics, labelled, losses, optim, pictures
 from gm.nets import mlp
+from gm.nn import embed
 from gm.probability import spokes
 
 MOVES = ("rec", "d_z", "g_z", "d_y", "g_y", "cls")
@@ -49,6 +50,14 @@ _he = nn.initializers.he_normal()
 
 
 def _check(m, info: core.Info) -> None:
+  core.leaf(info, "image")
+  core.within(m, "z_dim", "widths", "labelled_batch", "label_every", least=1)
+  core.within(m, "d_widths", least=1, empty=True)
+  core.within(m, "num_categories", "num_labels", least=0)
+  core.within(m, "rate_ends", least=1, most=core.MOST_STEPS, empty=True)
+  core.within(m, "b1", least=0.0, below=1.0)
+  core.within(m, "z_weight", "y_weight", above=0.0)  # which Adam would not feel but at 0
+  core.within(m, "input_noise", least=0.0)
   unknown = [move for move in m.moves if move not in MOVES]
   if unknown or not m.moves:
     raise ValueError(
@@ -57,17 +66,8 @@ def _check(m, info: core.Info) -> None:
   for move, d in (("g_z", "d_z"), ("g_y", "d_y")):
     if move in m.moves and d not in m.moves:
       raise ValueError(f"{move} plays against {d}: --config.model.moves needs both or neither")
-  if "image" not in info.shape:
-    raise ValueError(
-      f"images are encoded, the data have {', '.join(info.shape)}: use another --config.data.source"
-    )
-  if min(m.widths, default=0) < 1:
-    raise ValueError(
-      f"--config.model.widths={m.widths}: give one or more layers of 1 or more units"
-    )
-  for key, least in (("z_dim", 1), ("labelled_batch", 1), ("label_every", 1), ("num_labels", 0)):
-    if m[key] < least:
-      raise ValueError(f"--config.model.{key}={m[key]}: set it to {least} or more")
+  if list(m.rate_ends) != sorted(set(m.rate_ends)):
+    raise ValueError(f"--config.model.rate_ends={m.rate_ends} do not rise: give them in order")
   core.choice(m, "prior", ("normal", "spokes"))
   if m.prior == "spokes" and m.z_dim % 2:
     raise ValueError(f"spokes lie in pairs of axes: make --config.model.z_dim={m.z_dim} even")
@@ -170,14 +170,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def D(p, z, label):  # -> logits [B]
     if m.d_label:  # one more class stands for no label
-      z = jnp.concatenate([z, jax.nn.one_hot(label, num_classes + 1)], axis=1)
+      z = jnp.concatenate([z, embed.one_hot(label, num_classes + 1)], axis=1)
     return run(p, "d_z", z)
 
   def logits_of(p, b):  # of y, [B, Y]
     return run(p, "y_head", hidden(p, b["x"]))
 
   def one_hot(category):
-    return jax.nn.one_hot(category, y_dim)
+    return jax.nn.one_hot(category, y_dim)  # zeros where there is no label
 
   def told(p, h, b):  # what the decoder is told beside z, [B, Y]
     if inferred:

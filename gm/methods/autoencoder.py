@@ -23,8 +23,16 @@ from gm.nn import init as inits
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
-  """Returns the one stage of an autoencoder of fully connected networks."""
+  """Returns the one stage of an autoencoder of fully connected networks.
+
+  Raises:
+    ValueError: for a name or a number that is not possible, or data that are not images.
+  """
   m = config.model
+  core.leaf(info, "image")
+  core.within(m, "z_dim", least=1)
+  core.within(m, "widths", least=1, empty=True)
+  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
   options = {"activation": m.activation, "dtype": config.compute_dtype}
   # the same perceptron both ways: from flat pixels to z, and from z to pixels
   enc = mlp.Decoder((m.z_dim,), widths=m.widths, **options)

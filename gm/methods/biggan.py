@@ -45,20 +45,21 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       asked for at a size that no map has.
   """
   m, classes = config.model, info.num_classes
+  core.within(m, "d_steps", "standing_passes", least=1, most=2**10)
+  core.within(m, "z_dim", "base", "g_widths", "d_widths", least=1)
+  core.within(m, "embed_features", "d_down", least=0)
+  core.within(m, "attention", least=1, empty=True)
+  core.within(m, "ema_from", "standing_every", least=0, most=core.MOST_STEPS)
+  core.within(m, "d_lr", "adam_eps", "sn_eps", above=0.0)
+  core.within(m, "ortho_weight", "truncation", least=0.0)
+  core.within(m, "ema", least=0.0, below=1.0)
   if not classes or "image" not in info.shape:
     raise ValueError(
       "BigGAN makes images by class, and the data are not images or have no labels: set"
       " --config.data.num_classes to the number of classes, or use another method"
       " (--config=configs/sngan.py:unconditional)"
     )
-  if m.truncation < 0:
-    raise ValueError(
-      f"z cannot be truncated at {m.truncation}: set --config.model.truncation to a positive"
-      " threshold, or to 0 for none"
-    )
-  for name in ("d_steps", "standing_passes"):
-    if m[name] < 1:
-      raise ValueError(f"--config.model.{name}={m[name]} is not possible: set it to 1 or more")
+  augment.require(m.augment, info.shape["image"])
   common = {
     "scheme": core.choice(m, "scheme", resnet.SCHEMES),
     "dtype": config.compute_dtype,

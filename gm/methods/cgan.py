@@ -31,8 +31,8 @@ from flax import linen as nn
 
 from gm import augment, core, diagnostics, losses, optim
 from gm.nets import mlp
+from gm.nn import embed, linear
 from gm.nn import init as inits
-from gm.nn import linear
 
 
 class Embedding(nn.Module):
@@ -160,10 +160,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a conditional GAN for labelled images or points.
 
   Raises:
-    ValueError: for data without labels, a label that they do not have, or an unknown name.
+    ValueError: for data without labels, a label that they do not have, or a name or a number that
+      is not possible.
   """
-  m, num_classes = config.model, info.num_classes
-  data = "image" if "image" in info.shape else "point"
+  m, num_classes, data = config.model, info.num_classes, core.leaf(info, "image", "point")
+  core.within(m, "z_dim", "embed", "d_pieces", "d_path_pieces", least=1)
+  core.within(m, "g_widths", "d_widths", least=1, empty=True)
+  core.within(m, "g_paths", "d_paths", least=1, length=2)
+  core.within(m, "g_init_scale", "d_init_scale", above=0.0)
+  core.within(m, "b1", "ema", "dropout", least=0.0, below=1.0)
+  augment.require(m.augment, info.shape[data])
   if "label" not in info.shape or not num_classes:
     raise ValueError(
       f"cgan needs labels, and {config.data.source}:{config.data.name} has none here: set"
@@ -203,7 +209,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jax.random.normal(key, (n, m.z_dim))
 
   def one_hot(y):
-    return jax.nn.one_hot(y, num_classes)
+    return embed.one_hot(y, num_classes)
 
   def init(key, batch, prev):
     k = core.keys(key, "g", "d")

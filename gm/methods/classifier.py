@@ -21,8 +21,14 @@ from gm.nets.classifier import DigitClassifier
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
-  """Returns the one stage of a classifier of 28 x 28 x 1 digits."""
+  """Returns the one stage of a classifier of 28 x 28 x 1 digits.
+
+  Raises:
+    ValueError: for other data, or a number that is not possible.
+  """
   m = config.model
+  core.within(m, "shift", least=0, most=27)
+  core.within(m, "ema", least=0.0, below=1.0)
   if info.shape.get("image") != (28, 28, 1) or info.num_classes != 10:
     raise ValueError(
       f"classifier takes images (28, 28, 1) of 10 classes, the data have {info.shape.get('image')}"

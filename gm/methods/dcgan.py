@@ -41,9 +41,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a DCGAN for images of any size that halving allows.
 
   Raises:
-    ValueError: for names that do not exist.
+    ValueError: for a name or a number that is not possible, or data that are not images.
   """
   m, dtype = config.model, config.compute_dtype
+  core.within(m, "z_dim", "g_base", "d_base", "start", "kernel", least=1)
+  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  augment.require(m.augment, info.shape[core.leaf(info, "image")])
   core.choice(m, "first", ("conv", "dense"))
   core.choice(m, "noise", ("normal", "uniform"))
   core.choice(m, "bn_mode", ("running", "batch"))

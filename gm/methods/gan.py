@@ -66,10 +66,31 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a GAN of fully connected networks, for images or points.
 
   Raises:
-    ValueError: if packs do not divide the batch.
+    ValueError: for a name or a number that is not possible, or if packs do not divide the batch.
   """
-  m = config.model
-  data = "image" if "image" in info.shape else "point"
+  m, data = config.model, core.leaf(info, "image", "point")
+  core.within(m, "z_dim", "d_pieces", "pack", least=1)
+  core.within(m, "g_widths", "d_widths", least=1, empty=True)
+  core.within(m, "g_from", least=0, most=core.MOST_STEPS)
+  core.within(m, "unroll", least=0)
+  core.within(m, "d_lr", "g_init_scale", "d_init_scale", above=0.0)
+  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  core.within(m, "d_dropout", least=0.0, below=1.0, length=2)
+  core.within(m, "g_bias")
+  core.choice(m, "optimizer", ("adam", "sgd"))
+  core.choice(m, "noise", ("normal", "uniform"))
+  for key in ("g_activation", "d_activation"):
+    core.choice(m, key, tuple(mlp.ACTIVATIONS))
+  for key in ("g_init", "d_init"):
+    core.choice(m, key, tuple(inits.DENSE))
+  core.choice(m, "g_norm", mlp.NORMS)
+  core.choice(m, "g_output", tuple(mlp.OUTPUTS))
+  augment.require(m.augment, info.shape[data])
+  if m.g_bias_from_data and m.g_output != "sigmoid":
+    raise ValueError(
+      "log-odds of pixels are a bias for outputs in [0, 1]: set --config.model.g_bias_from_data="
+      "False or --config.model.g_output=sigmoid"
+    )
   if config.batch_size % (m.pack * config.accumulate):
     raise ValueError(
       f"packs of {m.pack} do not divide a batch of {config.batch_size} in {config.accumulate}"
@@ -100,7 +121,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     momentum = optim.momentum_ramp(0.5, 0.7, num_steps=125_000)
     tx = {n: optim.sgd(optim.inverse_decay(config.lr), momentum) for n in ("g", "d")}
     ahead = tx["d"]
-  g_criterion = {"nonsaturating": losses.nonsaturating_g, "minimax": losses.minimax_g}[m.loss]
+  criteria = {"nonsaturating": losses.nonsaturating_g, "minimax": losses.minimax_g}
+  g_criterion = criteria[core.choice(m, "loss", tuple(criteria))]
 
   unit = m.g_output == "sigmoid"  # the paper's pixels lie in [0, 1], the data's in [-1, 1]
 

@@ -107,21 +107,18 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of an InfoGAN for images or points.
 
   Raises:
-    ValueError: for fewer than 2 categories, d_noise_steps below 1, an unknown name, or networks
-      that do not fit the data.
+    ValueError: for a name or a number that is not possible, or networks that do not fit the data.
   """
-  m = config.model
-  if m.num_categories < 2:
-    raise ValueError(
-      f"a code of {m.num_categories} categories tells nothing: set --config.model.num_categories"
-      " to 2 or more"
-    )
-  if m.d_noise_steps < 1:
-    raise ValueError(
-      f"noise cannot end after {m.d_noise_steps} steps: set --config.model.d_noise_steps to 1 or"
-      " more, or --config.model.d_noise=0.0 for none"
-    )
-  data = "image" if "image" in info.shape else "point"
+  m, data = config.model, core.leaf(info, "image", "point")
+  core.within(m, "num_categories", least=2)  # one tells nothing
+  core.within(m, "noise_dim", "num_numbers", "q_hidden", least=0)
+  core.within(m, "g_hidden", "g_base", "d_hidden", "d_base", "start", least=1)
+  core.within(m, "widths", least=1, empty=True)
+  core.within(m, "d_noise_steps", least=1, most=core.MOST_STEPS)
+  core.within(m, "d_noise", "category_weight", "number_weight", "slope", least=0.0)
+  core.within(m, "g_lr", above=0.0)
+  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  augment.require(m.augment, info.shape[data])
   nets = networks(m, info.shape[data], config.compute_dtype)
   batch_statistics = core.choice(m, "bn_mode", ("running", "batch")) == "batch"
   q_with_d = core.choice(m, "q_player", ("d", "g")) == "d"

@@ -32,6 +32,7 @@ from flax import linen as nn
 
 from gm import augment, core, losses, optim, pictures
 from gm.nets import lsgan, mlp
+from gm.nn import embed
 from gm.nn import init as inits
 
 SCHEMES = {"01": losses.ZERO_ONE, "pearson": losses.PEARSON}
@@ -102,11 +103,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of an LSGAN for images, with labels or without, or for points.
 
   Raises:
-    ValueError: for a label projection without labels, a label that the data do not have, an unknown
-      name, or what the networks refuse.
+    ValueError: for a label projection without labels, a label that the data do not have, a name or
+      a number that is not possible, or what the networks refuse.
   """
-  m, num_classes = config.model, info.num_classes
-  data = "image" if "image" in info.shape else "point"
+  m, num_classes, data = config.model, info.num_classes, core.leaf(info, "image", "point")
+  core.within(m, "z_dim", "g_first", "g_kernel", "d_kernel", "g_strides", least=1)
+  core.within(m, "g_widths", "d_widths", "d_dense", least=1, empty=True)
+  core.within(m, "embed", least=0)
+  core.within(m, "sample_label", least=-1)
+  core.within(m, "d_lr", "init_scale", above=0.0)
+  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  augment.require(m.augment, info.shape[data])
   if m.embed and "label" not in info.shape:
     raise ValueError(
       f"embed {m.embed} needs labels, and {config.data.source}:{config.data.name} has none here:"
@@ -131,7 +138,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   unit = m.output == "sigmoid"  # pixels in [0, 1], the data's lie in [-1, 1]
 
   def labels(y):  # what the networks are told; y [B]
-    return {"y": jax.nn.one_hot(y, num_classes)} if m.embed else {}
+    return {"y": embed.one_hot(y, num_classes)} if m.embed else {}
 
   def G(params, stats, z, y, train=True):  # [B, Z] -> [B, H, W, C] or [B, D]
     x, stats = core.apply(g, params, stats, z, train=train, **labels(y))

@@ -105,9 +105,19 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the stages 4px, 8px, ... up to the size of the images.
 
   Raises:
-    ValueError: if they are not square, or not 4 times a power of two wide.
+    ValueError: if they are not square, or not 4 times a power of two wide, or for a number that is
+      not possible.
   """
-  height, width, channels = info.shape["image"]
+  m = config.model
+  core.within(m, "start", "z_dim", "base", "most", least=1)
+  core.within(m, "stddev_group", least=0)
+  core.within(m, "stable_images", "fade_images", least=0, most=core.MOST_STEPS)
+  core.within(m, "batch_sizes", least=1, empty=True)
+  core.within(m, "gp_weight", "drift", least=0.0)
+  core.within(m, "gamma", above=0.0)
+  core.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
+  height, width, channels = info.shape[core.leaf(info, "image")]
+  augment.require(m.augment, info.shape["image"])
   if height != width:
     raise ValueError(
       f"images of {height}x{width} pixels are not square: set --config.data.image_size to one"

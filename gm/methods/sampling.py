@@ -33,11 +33,16 @@ _LAWS = {  # of config.data.name, for each of config.model.method
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
-  """Returns the one stage, of no steps, that draws from the law of config.data."""
+  """Returns the one stage, of no steps, that draws from the law of config.data.
+
+  Raises:
+    ValueError: for a name or a number that is not possible, or another law.
+  """
   m, data = config.model, config.data
-  if m.method not in _LAWS:
-    raise ValueError(f"--config.model.method={m.method!r} is not known: {', '.join(_LAWS)}")
-  law = _LAWS[m.method]
+  core.within(m, "num_draws", "num_shown", least=1, most=2**27)
+  core.within(m, "num_knots", least=2)
+  core.choice(m, "bound", ("triangle", "constant"))
+  law = _LAWS[core.choice(m, "method", tuple(_LAWS))]
   if (data.source, data.name) != ("points", law):
     raise ValueError(
       f"{m.method} draws from the law {law}, the data are {data.source}:{data.name}: set"
@@ -124,8 +129,6 @@ def _inverse(m, data):
 
 def _rejection(m, data):
   """3/8 x^2 on [0, 2], under a bound that is constant, 3/2, or a triangle, 3/4 x."""
-  if m.bound not in ("constant", "triangle"):
-    raise ValueError(f"--config.model.bound={m.bound!r} is not known: constant, triangle")
 
   def propose(key, n):  # the inverse of each bound's own cumulative function
     u = jax.random.uniform(key, (n,))

@@ -79,25 +79,30 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of an SN-GAN for images or points.
 
   Raises:
-    ValueError: for an unknown loss, law of the noise or nets, for no step of D, or if classes are
-      asked for and the data have none.
+    ValueError: for a name or a number that is not possible, or if classes are asked for and the
+      data have none.
   """
-  m = config.model
-  data = "image" if "image" in info.shape else "point"
+  m, data = config.model, core.leaf(info, "image", "point")
+  core.within(m, "d_steps", least=1, most=2**10)
+  core.within(m, "z_dim", least=1)
+  core.within(m, "g_widths", "d_widths", least=1, empty=m.nets == "mlp")
+  core.within(m, "g_batch_size", "d_down", least=0)
+  core.within(m, "decay_from", least=-1, most=core.MOST_STEPS)
+  core.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
+  core.within(m, "adam_eps", above=0.0)
+  augment.require(m.augment, info.shape[data])
   if m.conditional and not info.num_classes:
     raise ValueError(
       "the data have no labels: set --config.model.conditional=False, or"
       " --config.data.num_classes to their number"
     )
-  if m.d_steps < 1:
-    raise ValueError(f"--config.model.d_steps={m.d_steps} is not possible: set it to 1 or more")
   g, d = networks(config, info.shape[data], info.num_classes if m.conditional else 0)
   criteria = {
     "hinge": (losses.hinge_d, losses.hinge_g),
     "bce": (losses.bce_d, losses.nonsaturating_g),
     "half_bce": (lambda real, fake: 0.5 * losses.bce_d(real, fake), losses.nonsaturating_g),
   }
-  d_criterion, g_criterion = criteria[core.choice(m, "loss", criteria)]
+  d_criterion, g_criterion = criteria[core.choice(m, "loss", tuple(criteria))]
   law = core.choice(m, "noise", ("normal", "uniform"))
 
   def rate(updates):  # of a player that moves so often in an iteration

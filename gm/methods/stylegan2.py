@@ -112,11 +112,23 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   Raises:
     ValueError: if the images are not square, their side is no power of two, the batch does not
-      split into the parts that are accumulated or the groups that D compares, or there is no such
-      noise.
+      split into the parts that are accumulated or the groups that D compares, or for a name or a
+      number that is not possible.
   """
   m = config.model
-  height, size, channels = info.shape["image"]
+  core.within(m, "z_dim", "w_dim", "base", "most", least=1)
+  core.within(m, "mapping_layers", least=1, most=64)
+  core.within(m, "stddev_group", least=0)
+  core.within(
+    m, "r1_every", "path_every", "ada_images", "ema_images", least=1, most=core.MOST_STEPS
+  )
+  core.within(m, "ema_ramp", "r1_gamma", "path_weight", "psi", least=0.0)
+  core.within(m, "mixing", least=0.0, most=1.0)
+  core.within(m, "ada_target", least=-1.0, most=1.0)  # a mean of signs
+  core.within(m, "b1", "b2", least=0.0, below=1.0)
+  height, size, channels = info.shape[core.leaf(info, "image")]
+  augment.require(m.augment, info.shape["image"])
+  augment.require_kinds(m.ada_kinds, channels)
   if height != size:
     raise ValueError(
       f"images of {height}x{size} pixels are not square: set --config.data.image_size to one number"

@@ -41,14 +41,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a VAE of fully connected networks.
 
   Raises:
-    ValueError: for an unknown model.likelihood.
+    ValueError: for a name or a number that is not possible, or data that are not images.
   """
   m, dtype = config.model, config.compute_dtype
-  if m.likelihood not in LIKELIHOODS:
-    raise ValueError(
-      f"likelihood {m.likelihood!r}: choose one of {', '.join(LIKELIHOODS)}"
-      " (--config.model.likelihood)"
-    )
+  core.leaf(info, "image")
+  core.within(m, "z_dim", "eval_k", "eval_chunk", least=1)
+  core.within(m, "enc_widths", "dec_widths", least=1, empty=True)
+  core.within(m, "steps_per_epoch", least=1, most=core.MOST_STEPS // 3**7)  # of 7 legs in one
+  core.within(m, "std", "adam_eps", above=0.0)
+  core.choice(m, "likelihood", LIKELIHOODS)
+  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
+  core.choice(m, "schedule", ("cosine", "burda"))
   bernoulli, per_pixel = m.likelihood == "bernoulli", m.likelihood == "gaussian_pixel"
   linear = not m.dec_widths and m.likelihood in ("gaussian", "gaussian_shared")
   # all is flat inside: XLA's loops on a CPU are slow where the last axis has length 1

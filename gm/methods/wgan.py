@@ -7,7 +7,8 @@ Objective:
   critic: E f(G(z)) - E f(x)  [+ weight E (|grad f(x^)|_2 - 1)^2, x^ = eps x + (1 - eps) G(z)]
   G:      -E f(G(z))
 f is kept Lipschitz by clipping every weight to [-c, c] after each step (clip), or by the penalty
-(gp). -loss without the penalty is the estimate of W1, logged as w_estimate.
+(gp); with model.penalty=one_sided it is max(0, |grad f(x^)|_2 - 1)^2, on slopes above 1 alone.
+-loss without the penalty is the estimate of W1, logged as w_estimate.
 Departures: `paper` has the layers of a PyTorch port (pytorch-wgan, 32 px, biases, norm after every
 hidden layer); `small` those of the authors' MNIST code, narrower and with kernels of 4. The port's
 clipping file has a wrong sign in G's loss since 2025; the equations above are the paper's. The
@@ -32,9 +33,15 @@ def networks(m, shape: tuple, dtype: str) -> tuple:
   """Returns G and the critic of a variant.
 
   Raises:
-    ValueError: for names that do not exist.
+    ValueError: for a name or a number that is not possible, or batch norm under the penalty.
   """
+  core.within(m, "z_dim", "base", "kernel", least=1)
+  core.within(m, "widths", least=1, empty=True)
   core.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
+  core.choice(m, "first", ("conv", "dense"))
+  core.choice(m, "output", tuple(dcgan.OUTPUTS))
+  core.choice(m, "g_norm", ("none", *norm.LAYERS))
+  core.choice(m, "d_norm", ("none", *norm.LAYERS))
   if m.nets == "mlp":
     core.choice(m, "scheme", ("lecun", "glorot", "he", "he_uniform", "orthogonal", "torch"))
     kernel_init = inits.named(m.scheme)
@@ -43,10 +50,11 @@ def networks(m, shape: tuple, dtype: str) -> tuple:
       mlp.Discriminator(m.widths, activation="relu", kernel_init=kernel_init, dtype=dtype),
     )
   core.choice(m, "scheme", tuple(inits.SCHEMES))
-  core.choice(m, "first", ("conv", "dense"))
-  core.choice(m, "output", tuple(dcgan.OUTPUTS))
-  core.choice(m, "g_norm", ("none", *norm.LAYERS))
-  core.choice(m, "d_norm", ("none", *norm.LAYERS))
+  if m.lipschitz == "gp" and m.d_norm == "batch":
+    raise ValueError(
+      "the penalty is on the slope at each point, and batch norm mixes the points of a batch: set"
+      " --config.model.d_norm to none, instance or layer, or --config.model.lipschitz=clip"
+    )
   options = {"kernel": m.kernel, "use_bias": True, "crop": m.crop, "scheme": m.scheme}
   g = dcgan.Generator(
     shape, base=m.base, norm=m.g_norm, first=m.first, output=m.output, dtype=dtype, **options
@@ -61,11 +69,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the one stage of a WGAN for images or points, clipped or with gradient penalty.
 
   Raises:
-    ValueError: for names that do not exist.
+    ValueError: for a name or a number that is not possible.
   """
-  m = config.model
-  data = "image" if "image" in info.shape else "point"
+  m, data = config.model, core.leaf(info, "image", "point")
+  core.within(m, "num_critic", least=1, most=2**10)
+  core.within(m, "gp_weight", least=0.0)
+  core.within(m, "clip", above=0.0)
+  core.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
   core.choice(m, "lipschitz", ("gp", "clip"))
+  one_sided = core.choice(m, "penalty", ("two_sided", "one_sided")) == "one_sided"
+  augment.require(m.augment, info.shape[data])
   g, d = networks(m, info.shape[data], config.compute_dtype)
   if m.lipschitz == "clip":
     tx = {n: optim.rmsprop(config.lr) for n in ("g", "d")}
@@ -103,7 +116,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       if m.lipschitz == "clip":
         return distance, (stats, found)
       between = regularizers.interpolate(b["between"], b["x"], fake)
-      penalty = regularizers.gradient_penalty(lambda x: f(see(2, x))[0], between)
+      penalty = regularizers.gradient_penalty(
+        lambda x: f(see(2, x))[0], between, one_sided=one_sided
+      )
       return distance + m.gp_weight * penalty, (stats, {**found, "penalty": penalty})
 
     batch = {"x": x, "z": noise(k.noise, len(x)), "between": k.between, "see": k.see}

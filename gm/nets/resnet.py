@@ -321,5 +321,5 @@ def check_attention(g: Generator, d: Discriminator) -> None:
   for size in {*g.attention, *d.attention}.difference(of_g, of_d):
     raise ValueError(
       f"no map has the height {size} for attention; those of G have {of_g}, those of D {of_d}:"
-      " change --config.model.attention, or --config.data.image_size"
+      " change --config.model.d_down, --config.model.attention, or --config.data.image_size"
     )

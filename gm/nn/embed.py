@@ -10,6 +10,27 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 
+def rows(table: jax.Array, labels: jax.Array) -> jax.Array:
+  """Looks rows up: table [K, F], labels [...] -> [..., F]; a label outside 0 ... K - 1 gives NaN.
+
+  >>> rows(jnp.array([[1.0], [2.0]]), jnp.array([1, -1, 2])).ravel().tolist()
+  [2.0, nan, nan]
+  """
+  # as an index -1 is the last row; as a label it says that there is none
+  look_up = table.at[labels].get
+  return look_up(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
+  """Labels [...] as f32 [..., num_classes] of 0 and 1; one outside 0 ... num_classes - 1 gives NaN.
+
+  >>> one_hot(jnp.array([1, -1, 2]), 2).tolist()
+  [[0.0, 1.0], [nan, nan], [nan, nan]]
+  """
+  known = (labels >= 0) & (labels < num_classes)
+  return jnp.where(known[..., None], jax.nn.one_hot(labels, num_classes), jnp.nan)
+
+
 class Embed(nn.Module):
   """A table of vectors: labels [...] -> [..., features]; a label outside the table gives NaN.
 
@@ -29,7 +50,7 @@ class Embed(nn.Module):
   def __call__(self, labels: jax.Array) -> jax.Array:
     """Looks the labels up."""
     table = self.param("embedding", self.embedding_init, (self.num_embeddings, self.features))
-    return table.at[labels].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
+    return rows(table, labels).astype(self.dtype)
 
 
 class ProjectionHead(nn.Module):

@@ -105,6 +105,18 @@ def scheme(name: str) -> Scheme:
   return SCHEMES[name]
 
 
+DENSE = {  # of dense kernels: name -> (scale -> initialiser)
+  "lecun": lambda scale: initializers.lecun_normal(),
+  "glorot": lambda scale: glorot(),
+  "he": lambda scale: he(),
+  "he_uniform": lambda scale: initializers.he_uniform(),
+  "orthogonal": orthogonal,
+  "torch": lambda scale: torch(),
+  "normal": normal,
+  "uniform": uniform,
+}
+
+
 def named(name: str, scale: float = 1.0) -> Init:
   """Returns the initialiser of dense kernels that a config names.
 
@@ -115,16 +127,6 @@ def named(name: str, scale: float = 1.0) -> Init:
   Raises:
     ValueError: for an unknown name.
   """
-  table = {
-    "lecun": initializers.lecun_normal(),
-    "glorot": glorot(),
-    "he": he(),
-    "he_uniform": initializers.he_uniform(),
-    "orthogonal": orthogonal(scale),
-    "torch": torch(),
-    "normal": normal(scale),
-    "uniform": uniform(scale),
-  }
-  if name not in table:
-    raise ValueError(f"initialiser {name!r}: choose one of {', '.join(table)} (--config.model)")
-  return table[name]
+  if name not in DENSE:
+    raise ValueError(f"initialiser {name!r}: choose one of {', '.join(DENSE)} (--config.model)")
+  return DENSE[name](scale)

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from gm.nn import embed
+
 KINDS = ("batch", "instance", "layer")
 
 
@@ -139,9 +141,9 @@ class ConditionalBatchNorm(nn.Module):
   """Batch normalisation whose scale and bias are functions of a condition c.
 
   (1 + L_s(c)) (x - mean) / sqrt(var + eps) + L_b(c). For labels [N] i32 the maps L are tables,
-  one row per class; for vectors [N, E] they are dense layers without bias. At `kernel_init` zero it
-  is the plain one. Statistics and their averages are those of `BatchNorm`, over all conditions
-  together.
+  one row per class, and another label gives NaN; for vectors [N, E] they are dense layers without
+  bias. At `kernel_init` zero it is the plain one. Statistics and their averages are those of
+  `BatchNorm`, over all conditions together.
 
   Attributes:
     num_classes: of the labels; 0 where the condition is a vector.
@@ -163,7 +165,7 @@ class ConditionalBatchNorm(nn.Module):
     rows = self.num_classes or condition.shape[-1]
     tables = [self.param(n, self.kernel_init, (rows, x.shape[-1])) for n in ("scale", "bias")]
     if self.num_classes:
-      scale, bias = (t.at[condition].get(mode="fill", fill_value=jnp.nan) for t in tables)
+      scale, bias = (embed.rows(t, condition) for t in tables)
     else:
       c = condition.astype(self.dtype)
       scale, bias = ((c @ t.astype(self.dtype)).astype(jnp.float32) for t in tables)

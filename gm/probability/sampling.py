@@ -61,8 +61,9 @@ def discrete_inverse_cdf(key: jax.Array, probs: jax.Array, shape: Sequence[int] 
 def inverse_transform(key: jax.Array, inv_cdf: Callable, shape: Sequence[int] = ()) -> jax.Array:
   """Draws x = F^-1(u), u ~ U(0, 1).
 
-  u is never 0, so that an inverse may take its logarithm; in float32 it is at most 1 - 2^-23, so
-  that a normal drawn in this way never exceeds 5.2 standard deviations.
+  u is never 0, so that an inverse may take its logarithm: one draw in 2^23 is the least positive
+  normal number in its place. In float32 u is at most 1 - 2^-23. So normals drawn in this way end at
+  5.2 standard deviations above; below, at as many, but for that one, which is at -12.9.
 
   Args:
     key: PRNG key.

@@ -201,14 +201,101 @@ def test_keys_of_a_set_of_ones_own_are_flags():
 
 
 SQUARE = ("--config.data.image_size=28", "--config.data.channels=1")
+MISTYPED = {  # flags -> what the one line says; none of them waits for jax
+  ("--config=configs/nonsense.py", "--workdir=x"): "no config file 'configs/nonsense.py'.* gan.py",
+  ("--config", "configs/nonsense.py", "--workdir=x"): "no config file 'configs/nonsense.py'",
+  ("--config=configs/gan.py:nosuch", "--workdir=x"): (
+    "error: no variant 'nosuch'; this config has small, ring, .*, test$"
+  ),
+  ("--config", "configs/sngan.py:nosuch", "--workdir=x"): "error: no variant 'nosuch'; this config",
+  ("--config=README.md", "--workdir=x"): "README.md",
+  ("--config=configs/gan.py", "--workdir=x", "--mod=train"): "'mod'",
+  ("--config=configs/gan.py", "--workdir=x", "--mode=fly"): "--mode=fly.*inspect",
+  ("--config=configs/gan.py",): "--workdir=DIR",
+  ("--workdir=x",): "--config=configs/NAME.py",
+  ("--config=configs/gan.py", "--workdir=x", "more"): "'more' is not a flag",
+  **{
+    ("--config=configs/gan.py", "--workdir=x", flag): said
+    for flag, said in {
+      "--config.learning_rate=1": "--config.learning_rate is no key",
+      "--config.model.zdim=3": "--config.model.zdim is no key .* did you mean z_dim",
+      "--config.model.z_dim.x=3": "--config.model.z_dim.x is no key",
+      "--config.nolr": "--config.nolr is no key",
+      "--config.model=3": "--config.model=3",
+      "--config.batch_size=many": "--config.batch_size=many",
+      "--config.batch_size=1.5": "--config.batch_size=1.5",
+      "--config.lr=abc": "--config.lr=abc",
+      "--config.lr=": "--config.lr=",
+      "--config.seed": "--config.seed",
+      "--config.model.g_bias_from_data=3": "--config.model.g_bias_from_data=3",
+      "--config.model.g_widths=(1,": "--config.model.g_widths=",
+    }.items()
+  },
+}
+FORKED = """
+import ast, os, runpy, sys, traceback
+from ml_collections import config_flags
+for argv in ast.literal_eval(sys.stdin.read()):
+  print("----", flush=True)
+  if not os.fork():
+    os.dup2(1, 2)
+    sys.argv, status = ["main.py", *argv], 0
+    try:
+      runpy.run_path("main.py", run_name="__main__")
+    except SystemExit as end:
+      status = end.code
+    except BaseException:
+      traceback.print_exc()
+    print(status, "jax" in sys.modules, flush=True)
+    os._exit(0)
+  os.wait()
+"""
+
+
+def test_what_is_mistyped_ends_in_one_line():
+  """Each in a process of its own, forked from one that has read the libraries."""
+  process = subprocess.run(
+    [sys.executable, "-c", FORKED],
+    input=repr(list(MISTYPED)),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  answers = process.stdout.split("----\n")[1:]
+  assert len(answers) == len(MISTYPED), process.stdout + process.stderr
+  for (flags, said), answer in zip(MISTYPED.items(), answers):
+    line, *rest = answer.splitlines()
+    assert line.startswith("error: ") and re.search(said, line), (flags, answer)
+    assert rest == ["2 False"], (flags, answer)
+
+
+NO_MEMORY = """
+import runpy, sys, types
+import gm
+for name in ("errors", "programs", "sharding", "loop"):
+  module = sys.modules[f"gm.{name}"] = types.ModuleType(name)
+  setattr(gm, name, module)
+def fail(*args):
+  raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nAnd so on.")
+gm.sharding.start = lambda *args: None
+gm.programs.Shelf = lambda *args: types.SimpleNamespace(read_ahead=lambda workdir: None)
+gm.errors.UserError, gm.loop.Stopped, gm.loop.train = KeyError, OSError, fail
+sys.argv = ["main.py", "--config=configs/gan.py:test", "--workdir=x"]
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+def test_no_memory_says_what_to_lower():
+  process = subprocess.run(
+    [sys.executable, "-c", NO_MEMORY], cwd=ROOT, capture_output=True, text=True
+  )
+  assert process.returncode == 1, process.stderr
+  (line,) = process.stderr.splitlines()
+  assert re.match(r"error: out of memory \(.* 9 bytes\.\): lower --config\.batch_size", line)
+
+
 BAD = {
-  "config": (["--workdir={}"], "configs/nonsense.py", "nonsense"),
-  "variant": (["--workdir={}"], "configs/gan.py:nonsense", "no variant 'nonsense'"),
-  "key": (["--workdir={}", "--config.learning_rate=1"], "configs/gan.py:test", "learning_rate"),
-  "type": (["--workdir={}", "--config.batch_size=many"], "configs/gan.py:test", "batch_size"),
-  "flag": (["--workdir={}", "--mod=train"], "configs/gan.py:test", "mod"),
-  "mode": (["--workdir={}", "--mode=fly"], "configs/gan.py:test", "mode"),
-  "workdir": ([], "configs/gan.py:test", "--workdir"),
   "unwritable": (["--workdir=/proc/nowhere"], "configs/gan.py:test", "/proc/nowhere"),
   "data": (["--workdir={}", "--config.data.name=mnist10"], "configs/gan.py:test", "mnist10k"),
   "source": (["--workdir={}", "--config.data.source=cloud"], "configs/gan.py:test", "embedded"),
@@ -225,6 +312,8 @@ BAD = {
   "augment": (["--workdir={}", "--config.model.augment=color"], "configs/gan.py:ring", "augment"),
   "size": (["--workdir={}", "--config.data.image_size=20x36"], "configs/gan.py:test", "image_size"),
   "layer": (["--workdir={}", "--config.model.g_norm=bach"], "configs/cgan.py:test", "g_norm"),
+  "number": (["--workdir={}", "--config.model.z_dim=-1"], "configs/gan.py:test", "z_dim=-1"),
+  "devices": (["--workdir={}", "--config.cpu_devices=999999"], "configs/gan.py:test", "999999"),
   "metric": (["--workdir={}", "--config.metrics=('nonsense',)"], "configs/gan.py:test", "nonsense"),
 }
 

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import re
+import signal
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,8 @@ from conftest import ROOT
 from jax.experimental.key_reuse._core import check_key_reuse
 from jax.interpreters import partial_eval as pe
 
-from gm import augment, core, evaluation, feed, inspection, job, loop, sharding, steps
+from gm import augment, core, evaluation, feed, inspection, job, loop, steps
+from gm.interrupt import Interrupt
 from gm.workdir import checkpoint, report
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
@@ -23,37 +25,78 @@ def config_of(name, variant="test"):
   return importlib.import_module(f"configs.{name}").get_config(variant)
 
 
+class Kept:
+  """Compiled programs by name, as `programs.Shelf` keeps them, in memory and for one config.
+
+  A method's programs are compiled once for all the tests below, without LLVM's optimisations: where
+  bits are compared, both sides are of the same program.
+  """
+
+  def __init__(self):
+    self.programs, self.values = {}, {}
+
+  def find(self, name, like):
+    return self.programs.get(name)
+
+  def make(self, name, function, args, **how):
+    options = {**how.pop("compiler_options", {}), "xla_backend_optimization_level": 0}
+    lowered = jax.jit(function, **how).lower(*args)
+    self.programs[name] = lowered.compile(compiler_options=options)
+    return self.programs[name]
+
+  def read(self, name):
+    return self.values.get(name)
+
+  def write(self, name, value):
+    self.values[name] = value
+
+
 class Run(NamedTuple):
-  """A test variant after two steps of each stage, on one device."""
+  """A test variant after two steps of each stage."""
 
   job: job.Job
   states: list  # per stage: [initial, after one step, after two]
   metrics: list
   batches: list
+  kept: Kept
+
+
+def contract_config(name, num_devices=1):
+  """The test variant, with a batch beside which work that is not split is small."""
+  config = config_of(name)
+  with config.unlocked():
+    config.num_devices, config.batch_size = num_devices, 64
+  return config
 
 
 @functools.cache
-def run(name):
-  config = config_of(name)
-  with config.unlocked():
-    config.num_devices = 1
-  made = job.prepare(config)
+def run(name, num_devices=1):
+  """On several devices every step starts from what one device had before it."""
+  kept = Kept()
+  made = job.prepare(contract_config(name, num_devices), kept)
+  one = run(name) if num_devices > 1 else None
   states, metrics, batches, prev = [], [], [], None
   for i, stage in enumerate(made.stages):
-    source, key = job.load(made, i, "train"), made.keys[i]
-    batch = lambda k: jax.tree.map(jnp.asarray, source.decode(source.batch(k, made.sizes[i])))
-    quick = {"xla_backend_optimization_level": 0}
-    states.append([jax.jit(stage.init, compiler_options=quick)(key["init"], batch(0), prev)])
+    source = job.load(made, i, "train")
+    batches.append(jax.tree.map(jnp.asarray, source.decode(source.batch(0, made.sizes[i]))))
+    fed, data = feed.on_device(source, made.mesh)
+    place = lambda tree: jax.tree.map(
+      lambda x, s: jax.device_put(np.array(x), s.sharding), tree, made.templates[i]
+    )
+    first = one.states[i][0] if one else steps.initialise(made, i, prev, source, kept)
+    states.append([first])
     metrics.append([])
-    step = jax.jit(stage.step)
+    _, rows = feed.make_feed(made, i, fed)
+    if stage.num_steps:
+      call, totals = steps.make_call(made, i, fed, (data, rows(0, 1)), kept)
     for k in range(min(2, stage.num_steps)):
-      state, found = step(states[-1][-1], batch(k), jax.random.fold_in(key["step"], k))
+      before = place((one.states[i] if one else states[-1])[k])  # a copy: the call takes it
+      totals = steps.zero_totals(made, i, totals.sums)
+      state, totals, _ = call(before, totals, data, rows(k, 1), made.keys[i]["step"], 1)
       states[-1].append(state)
-      metrics[-1].append(found)
-    assert stage.num_steps == 0 or step._cache_size() == 1, f"{stage.name} compiled twice"
-    batches.append(batch(0))
+      metrics[-1].append(totals.sums)
     prev = states[-1][-1]
-  return Run(made, states, metrics, batches)
+  return Run(made, states, metrics, batches, kept)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -200,82 +243,51 @@ class Blind:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_resumed_run_is_the_same_bit_for_bit(name, tmp_path, monkeypatch):
-  """Stops after every checkpoint of the first stage and starts again; then once without a stop."""
+  """Is stopped by a signal after the first step of every stage and started again."""
   monkeypatch.setattr(evaluation, "Evaluator", Blind)  # pictures take longer than the steps
   monkeypatch.setattr(report, "write", lambda workdir: None)
-
-  def last_state(folder, stops):
-    config = config_of(name)
-    with config.unlocked():
-      config.checkpoint_every, config.metrics, config.num_devices = 1, (), 1
-    for last in stops:
-      with config.unlocked():
-        config.num_steps = last
-      loop.train(config, str(folder))
-    made = job.prepare(config)
-    return job.restore(made, str(folder), len(made.stages) - 1)
-
-  num = config_of(name).num_steps
-  whole, parts = last_state(tmp_path / "a", [num]), last_state(tmp_path / "b", [1, num])
-  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+  config, done = contract_config(name), run(name)
+  with config.unlocked():
+    config.checkpoint_every, config.metrics = 1, ()
+  num_stops = 0
+  while True:
+    # only the step at which a stage begins is interrupted, or no run would come to an end
+    stops = lambda self, step, period: signal.SIGTERM * (step == 1)
+    monkeypatch.setattr(Interrupt, "agreed", stops)
+    try:
+      loop.train(config, str(tmp_path), done.kept)
+      break
+    except loop.Stopped:
+      num_stops += 1
+  assert num_stops == sum(stage.num_steps > 0 for stage in done.job.stages)
+  last = job.restore(done.job, str(tmp_path), len(done.job.stages) - 1)
+  jax.tree.map(np.testing.assert_array_equal, last, done.states[-1][-1])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_devices_do_what_one_does(name):
-  done, config = run(name), config_of(name)
-  with config.unlocked():
-    config.num_devices = 2
-  two = job.prepare(config)
-  assert two.mesh.size == 2
-  for i, stage in enumerate(two.stages):
-    if not stage.num_steps:
-      continue
-    source = job.load(two, i, "train")
-    placed = lambda tree: jax.tree.map(
-      lambda x, s: jax.device_put(np.array(x), s.sharding), tree, two.templates[i]
-    )
-    data_source, data = feed.on_device(source, two.mesh)
-    _, rows = feed.make_feed(two, i, data_source)
-    call, totals = steps.make_call(two, i, source, (data, rows(0, 1)))
-    state, totals, _ = call(
-      placed(done.states[i][0]), totals, data, rows(0, 1), two.keys[i]["step"], 1
-    )
-    for metric, value in done.metrics[i][0].items():
-      np.testing.assert_allclose(totals.sums[metric], value, rtol=2e-3, atol=2e-4, err_msg=metric)
-    for n, p in done.states[i][1].params.items():
-      flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
-      a, b = flat(p), flat(state.params[n])
-      # Adam's first step is lr times the gradient's sign, which rounding may flip where it is 0, as
-      # it is for a bias before batch norm
-      far = np.abs(a - b) > 1e-4 + 1e-3 * np.abs(a)
-      assert far.mean() < 0.01, n
+  one, two = run(name), run(name, 2)
+  assert two.job.mesh.size == 2
+  for i in range(len(two.job.stages)):
+    for k, found in enumerate(two.metrics[i]):
+      for metric, value in one.metrics[i][k].items():
+        np.testing.assert_allclose(found[metric], value, rtol=2e-3, atol=2e-4, err_msg=metric)
+      for n, p in one.states[i][k + 1].params.items():
+        flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+        a, b = flat(p), flat(two.states[i][k + 1].params[n])
+        # Adam's first step is lr times the gradient's sign, which rounding may flip where it is 0,
+        # as it is for a bias before batch norm
+        far = np.abs(a - b) > 1e-4 + 1e-3 * np.abs(a)
+        assert far.mean() < 0.01, n
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_devices_share_the_work(name):
   """Each does about half of it: data, noise and all that is made of them are split."""
-
-  def work(num_devices):
-    config = config_of(name)
-    with config.unlocked():
-      config.batch_size, config.num_devices = 64, num_devices
-    made, found = job.prepare(config), []
-    for i, stage in enumerate(made.stages):
-      if not stage.num_steps:
-        continue
-      source, data = feed.on_device(job.load(made, i, "train"), made.mesh)
-      _, rows = feed.make_feed(made, i, source)
-      leaves, totals = jax.tree.leaves(made.templates[i]), tuple(steps.zero_totals(made, i))
-      every = sharding.replicated(made.mesh)
-      call = jax.jit(
-        steps.make_steps(made, i, source), out_shardings=(steps.shards_of(made, i), every, every)
-      )
-      lowered = call.lower(leaves, totals, data, rows(0, 1), made.keys[i]["step"], 1)
-      quick = {"xla_backend_optimization_level": 0}
-      found.append(lowered.compile(compiler_options=quick).cost_analysis()["flops"])
-    return np.array(found)
-
-  assert (work(2) < 0.65 * work(1)).all()
+  one, two = run(name).kept.programs, run(name, 2).kept.programs
+  flops = lambda program: program.cost_analysis()["flops"]
+  for step in (n for n in one if n.endswith("steps")):
+    assert flops(two[step]) < 0.65 * flops(one[step]), step
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -144,6 +144,21 @@ def test_slope_is_near_one_with_the_penalty_and_not_with_clipping():
   assert slope(fit_critic(critic, params, distance, 1000, 2e-3, clip=0.01)) < 0.2
 
 
+@pytest.mark.parametrize("kind, gentle, steep", [("two_sided", 0.25, 4), ("one_sided", 0, 4)])
+def test_one_side_of_the_penalty_spares_gentle_slopes(kind, gentle, steep):
+  """The step's own penalty, of a linear critic on the line whose slope is 1/2 or 3."""
+  changes = {"model.penalty": kind, "model.widths": (), "model.num_critic": 1, "batch_size": 8}
+  (stage,) = job.plan(config_of("line", **changes))[1]
+  batch = {"point": jnp.zeros((8, 1))}
+  quick = {"xla_backend_optimization_level": 0}
+  state = jax.jit(stage.init, compiler_options=quick)(jax.random.key(0), batch, None)
+  step = jax.jit(stage.step, compiler_options=quick)
+  for slope, want in ((0.5, gentle), (3.0, steep)):
+    d = jax.tree.map(lambda w: jnp.full_like(w, slope), state.params["d"])
+    found = step(state.replace(params={**state.params, "d": d}), batch, jax.random.key(1))[1]
+    np.testing.assert_allclose(found["penalty"], want, rtol=1e-5)
+
+
 @pytest.mark.parametrize("variant", ["test", "test_clip"])
 def test_directions_and_routing(variant):
   """Against a frozen G the estimate grows, one small G step lowers it; each moves its own."""

@@ -88,10 +88,13 @@ def shifts(x, out, rows, columns):
   return np.array(found) - [rows, columns]
 
 
-@pytest.mark.parametrize("shape", [(300, 16, 24, 2), (300, 9, 17, 1)])
-def test_translation_is_a_whole_shift_with_zeros_up_to_an_eighth(shape):
+@pytest.mark.parametrize(
+  "shape, rows, columns",
+  [((300, 16, 24, 2), 2, 3), ((300, 9, 17, 1), 1, 2), ((200, 28, 12, 1), 4, 2)],
+)
+def test_translation_is_a_whole_shift_with_zeros_up_to_an_eighth(shape, rows, columns):
+  """Rounded as in the authors' code: int(28 / 8 + 0.5) is 4."""
   x = images(shape)
-  rows, columns = shape[1] // 8, shape[2] // 8
   found = shifts(x, jax.jit(augment.translation)(key(), x), rows, columns)
   assert set(found[:, 0]) == set(range(-rows, rows + 1))
   assert set(found[:, 1]) == set(range(-columns, columns + 1))
@@ -106,7 +109,7 @@ def test_cutout_is_one_rectangle_of_half_the_sides(height, width):
   rows, columns = hole.any(2), hole.any(1)
   assert (hole == rows[:, :, None] & columns[:, None, :]).all()
   for side, flags in ((height, rows), (width, columns)):
-    size = side // 2
+    size = int(side / 2 + 0.5)  # as in the authors' code
     count = flags.sum(1)
     runs = np.abs(np.diff(np.pad(flags.astype(int), ((0, 0), (1, 1))), axis=1)).sum(1)
     assert (runs == 2).all()  # contiguous

@@ -9,7 +9,7 @@ import pytest
 from sklearn import datasets
 
 from gm.core import Info, batch_shapes
-from gm.data import embedded, images, installed, memory, points
+from gm.data import embedded, images, installed, memory, points, stream
 
 
 def config(**keys):
@@ -22,8 +22,8 @@ def config(**keys):
 @pytest.mark.parametrize("size", [1, 3, 7, 10, 23])  # within an epoch, across, several at once
 def test_every_epoch_is_a_permutation(size):
   indices = memory.order(10, seed=3)
-  stream = np.concatenate([indices(i, size) for i in range(70)])
-  epochs = stream[: len(stream) // 10 * 10].reshape(-1, 10)
+  rows = np.concatenate([indices(i, size) for i in range(70)])
+  epochs = rows[: len(rows) // 10 * 10].reshape(-1, 10)
   assert (np.sort(epochs, 1) == np.arange(10)).all()
   assert len({tuple(e) for e in epochs[:7]}) == 7  # each epoch in its own order
 
@@ -51,12 +51,39 @@ def test_handed_out_order_cannot_be_spoiled():
     indices(0, 4)[:] = 0
 
 
-def test_unshuffled_is_sequential_and_wraps():
-  indices = memory.order(5, shuffle=False)
-  assert np.concatenate([indices(i, 3) for i in range(4)]).tolist() == [
-    *(0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1)
-  ]
+def test_unshuffled_is_one_permutation_over_and_over():
+  indices = memory.order(50, seed=7, shuffle=False)
+  found = np.concatenate([indices(i, 15) for i in range(10)]).reshape(3, 50)
+  assert sorted(found[0]) == list(range(50)) and (found == memory.constant(50)).all()
+  for seed in range(9):  # it is no order that a run trains in
+    trained = memory.order(50, seed=seed)
+    assert all((trained(i, 50) != found[0]).any() for i in range(9))
   assert indices(0, 3).dtype == np.int32
+  with pytest.raises(ValueError, match="read-only"):
+    indices(0, 4)[:] = 0
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("stored", ["class by class", "from the last to the first", "shuffled"])
+def test_first_rows_are_a_random_sample_however_the_set_is_stored(stored, streamed):
+  label = np.repeat(np.arange(10, dtype=np.int32), 500)
+  label = {"class by class": label, "from the last to the first": label[::-1]}.get(
+    stored, np.random.default_rng(1).permutation(label)
+  )
+  if streamed:
+    read = lambda y: {"label": y}
+    source = stream.from_examples(Info({}), label, read, dict, seed=3, shuffle=False)
+  else:
+    source = memory.from_arrays(Info({}), {"label": label}, dict, seed=3, shuffle=False)
+  rows = source.batch(0, 5_000)["label"]
+  assert (np.bincount(rows) == 500).all()
+  np.testing.assert_array_equal(source.batch(1, 2_500)["label"], rows[2_500:])
+  for num in (120, 2_000):
+    counts = np.bincount(rows[:num], minlength=10)
+    chi2 = ((counts - num / 10) ** 2 / (num / 10)).sum() / (1 - num / 5_000)  # drawn without return
+    assert chi2 < 27.88, counts  # the 99.9 % point with 9 degrees of freedom
+    runs = 1 + (np.diff(rows[:num]) != 0).sum()  # neighbours differ as often as by chance
+    assert abs(runs - 0.9 * num) < 4 * np.sqrt(0.09 * num)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -114,6 +141,7 @@ def test_decoded_batch_is_what_info_says(source, keys):
     assert (batch[name].shape, batch[name].dtype) == (want.shape, want.dtype)
   assert set(batch) == set(loaded.info.shape)
   assert loaded.num_examples == len(next(iter(loaded.arrays.values())))
+  assert loaded.classes == (() if source == "points" else tuple("0123456789"))
   if "label" in batch:
     labels = loaded.decode(loaded.arrays)["label"]
     assert set(np.unique(labels)) == set(range(loaded.info.num_classes))
@@ -140,13 +168,23 @@ def test_some_training_examples_are_spread_over_all(source, keys):
   load = lambda split, **more: module.load(config(**keys, **more), split, shuffle=False)
   whole, few = load("train"), load("train", num_train=100)
   assert few.num_examples == 100
-  rows = np.arange(100) * whole.num_examples // 100
+  rows = memory.rows({"num_train": 100}, "train", whole.num_examples)
+  assert (rows * 100 // whole.num_examples == np.arange(100)).all()  # one in each hundredth
   for name, a in few.arrays.items():
     np.testing.assert_array_equal(a, whole.arrays[name][rows])
   assert load("test", num_train=100).num_examples == load("test").num_examples
   for bad in (-1, whole.num_examples + 1):
     with pytest.raises(ValueError, match=r"--config\.data\.num_train"):
       load("train", num_train=bad)
+
+
+@pytest.mark.parametrize("num", [50, 200, 500])
+def test_some_training_examples_are_of_all_classes_however_the_set_is_stored(num):
+  rows = memory.rows({"num_train": num}, "train", 5_000)
+  assert len(set(rows)) == num and (memory.rows({}, "train", 5_000) == np.arange(5_000)).all()
+  assert np.bincount(rows // 500, minlength=10).tolist() == [num // 10] * 10  # class by class
+  counts = np.bincount(rows % 10, minlength=10)  # the classes take turns
+  assert ((counts - num / 10) ** 2 / (num / 10)).sum() < 27.88  # as for a random sample
 
 
 @pytest.mark.parametrize("source, keys", [SETS[0], SETS[-4], SETS[-2]])

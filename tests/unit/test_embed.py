@@ -17,8 +17,15 @@ def test_rows_are_looked_up_and_only_theirs_get_a_gradient():
   grads = jax.grad(lambda v: jnp.sum(net.apply(v, labels)))(variables)["params"]["embedding"]
   np.testing.assert_array_equal(grads, np.array([0, 3, 0, 0, 1])[:, None] * np.ones(3))
   assert "dot_general" not in str(jax.make_jaxpr(net.apply)(variables, labels))
-  assert np.isnan(net.apply(variables, jnp.array([5]))).all()
+  for label in (5, -1, -5, -6):  # an index below 0 counts from the end, a label does not
+    assert np.isnan(net.apply(variables, jnp.array([label]))).all(), label
   assert embed.Embed(5, 3, dtype=jnp.bfloat16).apply(variables, labels).dtype == jnp.bfloat16
+
+
+def test_one_hot_labels_are_nan_where_there_is_no_such_class():
+  found = np.asarray(embed.one_hot(jnp.array([[2, 0], [3, -1]]), 3))
+  np.testing.assert_array_equal(found[0], [[0, 0, 1], [1, 0, 0]])
+  assert np.isnan(found[1]).all() and found.dtype == np.float32
 
 
 def test_projection():

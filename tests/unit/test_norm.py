@@ -157,9 +157,10 @@ def test_conditional_is_plain_at_zero():
   want = plain.apply(plain.init(jax.random.key(0), x, True), x, True)
   got = zero.apply(zero.init(jax.random.key(0), x, labels, True), x, labels, True)
   np.testing.assert_allclose(got, want, atol=1e-6)
-  assert np.isnan(
-    layer.apply(layer.init(jax.random.key(0), x, labels, True), x, labels + 1, True)[1]
-  ).all()
+  v = layer.init(jax.random.key(0), x, labels, True)
+  for train in (True, False):
+    y = layer.apply(v, x, jnp.array([0, 2, -1, 1]), train)  # two classes: neither 2 nor -1 is one
+    assert np.isnan(y).all((1, 2, 3)).tolist() == [False, True, True, False]
 
 
 def test_rows():

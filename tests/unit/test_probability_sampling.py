@@ -64,6 +64,19 @@ def test_analytic_and_tabulated_inverse_follow_the_law():
     assert np.abs(x - analytic).max() < 2e-3 and np.median(np.abs(x - analytic)) < 1e-6
 
 
+@pytest.mark.parametrize("bits, normal", [(0, -12.95), (1, -5.17), (2**23 - 1, 5.17)])
+def test_where_normals_by_their_inverse_end(monkeypatch, bits, normal):
+  """The three draws at the ends, by jax's own formula for them from 23 random bits."""
+
+  def uniform(key, shape, dtype, *, minval):
+    u = jnp.full(shape, bits * 2.0**-23, dtype)
+    return jnp.maximum(minval, u * (1 - minval) + minval)
+
+  monkeypatch.setattr(jax.random, "uniform", uniform)
+  x = sampling.inverse_transform(KEY, jax.scipy.stats.norm.ppf, ())
+  np.testing.assert_allclose(x, normal, atol=0.01)
+
+
 def test_closed_forms_of_the_law():
   with jax.enable_x64(True):
     x = jnp.linspace(0, 2, 9)

@@ -1,0 +1,157 @@
+"""What is checked of every config, whatever its method: common keys, and that it fits the memory.
+
+Keys of `model` are checked by the method that reads them, those of a set by its file in gm/data.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from gm import core
+
+MOST_PIXELS = 2**14  # of a side
+PERIODS = ("log_every", "sample_every", "checkpoint_every", "eval_every")
+
+
+def common(config: ConfigDict) -> None:
+  """Checks the keys that every config has; reads no data and traces nothing.
+
+  Raises:
+    ValueError: for the first that cannot be.
+  """
+  top, data = {"section": ""}, {"section": "data"}
+  core.within(config, "seed", least=0, most=2**32 - 1, **top)  # jax takes no more of it
+  core.within(config, "batch_size", "accumulate", least=1, **top)
+  core.within(config, "num_steps", *PERIODS, least=0, most=core.MOST_STEPS, **top)
+  core.within(config, "steps_per_call", least=0, most=2**16, **top)  # rows of all wait in memory
+  core.within(config, "keep_checkpoints", least=1, **top)
+  core.within(config, "num_eval_samples", least=1, most=2**24, **top)  # they are held in memory
+  if "lr" in config:  # nothing is trained without
+    core.within(config, "lr", above=0.0, **top)
+  core.choice(config, "compute_dtype", ("float32", "bfloat16"), **top)
+  core.choice(config, "reference_split", ("train", "test"), **top)
+  _best(config)
+  for name in config.metrics:
+    metric(name)
+  wanted = config.data.get("attributes", ())
+  if not all(isinstance(name, str) for name in wanted):
+    raise ValueError(f"--config.data.attributes={wanted!r} are not all names")
+  core.within(config.data, "num_classes", least=0, **data)
+  core.within(config.data, "num_train", "memory_mb", least=0, most=core.MOST_STEPS, **data)
+  core.within(config.data, "scale", above=0.0, **data)
+  core.within(config.data, "channels", least=0, most=3, **data)
+  _image_size(config.data.get("image_size", 0))
+
+
+def _image_size(given: Any) -> None:
+  pair = given if isinstance(given, tuple | list) else (given, given)
+  whole = all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
+  if len(pair) != 2 or not whole or not all(0 <= n <= MOST_PIXELS for n in pair):
+    raise ValueError(
+      f"--config.data.image_size={given!r} is not possible: give 0 (as stored), the pixels of both"
+      f" sides or (height, width), each at most {MOST_PIXELS:,}"
+    )
+
+
+def columns(wanted: Any, info: core.Info) -> None:
+  """Makes sure that data.attributes, where there are any, are those of a set that has some.
+
+  Raises:
+    ValueError: if not.
+
+  >>> columns((), core.Info({}))
+  """
+  if wanted and not info.columns:
+    raise ValueError(
+      f"--config.data.attributes={wanted!r}: these data have none; set it to () or another"
+      " --config.data.name"
+    )
+
+
+def _best(config: ConfigDict) -> None:
+  best, known = config.best_metric, "set it to - or + and the name of a metric, or to ''"
+  if best and (best[0] not in "+-" or not best[1:]):
+    raise ValueError(f"--config.best_metric={best!r} has no direction: {known}")
+  if best and not config.eval_every:
+    raise ValueError(
+      f"--config.best_metric={best!r} is never measured: set --config.eval_every above 0, or it"
+      " to ''"
+    )
+
+
+def metric(name: Any) -> None:
+  """Checks that a name of config.metrics is that of a function in gm/metrics; imports nothing.
+
+  Raises:
+    ValueError: if it is not.
+
+  >>> metric("mmd.codes")
+  """
+  files = sorted((pathlib.Path(__file__).parent / "metrics").glob("[!_]*.py"))
+  module, _, function = str(name).partition(".")
+  for file in files:
+    if file.stem == module and re.search(rf"^def {re.escape(function)}\(", file.read_text(), re.M):
+      return
+  raise ValueError(
+    f"--config.metrics names {name!r}; it takes 'file.function' of gm/metrics, with the files"
+    f" {', '.join(file.stem for file in files)}, or () for none"
+  )
+
+
+def memory(mesh: jax.sharding.Mesh, stage: core.Stage, state: core.State, batch: dict) -> None:
+  """Makes sure that a stage's state and one batch are no larger than the memory there is.
+
+  What a step needs beside them is not known before it is compiled; this finds sizes that were
+  mistyped.
+
+  Args:
+    mesh: the devices.
+    stage: for its name.
+    state: shapes with shardings.
+    batch: shapes with shardings.
+
+  Raises:
+    ValueError: if not; the message says what to lower.
+  """
+  there = _memory()
+  if there is None:
+    return
+  # virtual devices of a CPU share the machine's memory
+  copies = len(mesh.local_devices) if mesh.devices.flat[0].platform == "cpu" else 1
+  size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  of_state, of_batch = (copies * sum(map(size, jax.tree.leaves(t))) for t in (state, batch))
+  if of_state + of_batch <= there:
+    return
+  if of_batch > of_state:
+    num = jax.tree.leaves(batch)[0].shape[0]
+    what = f"{num:,} examples in a step"
+    lower = (
+      "--config.batch_size, --config.data.image_size or what multiplies them in --config.model"
+    )
+  else:
+    largest = max(state.params, key=lambda n: core.count(state.params[n]), default="")
+    count = core.count(state.params.get(largest, {}))
+    what = f"the state, in which {largest or 'extra'} has {count:,} parameters"
+    lower = "the sizes in --config.model"
+  raise ValueError(
+    f"stage {stage.name}: {what}, would take {max(of_state, of_batch) / 1e9:,.1f} GB of the"
+    f" {there / 1e9:,.1f} GB that there are: lower {lower}"
+  )
+
+
+def _memory() -> int | None:
+  """Bytes of a device, or of this machine where the devices are its cores; None: not known."""
+  device = jax.local_devices()[0]
+  if device.platform != "cpu":
+    return (device.memory_stats() or {}).get("bytes_limit")
+  try:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  except (AttributeError, OSError, ValueError):  # not Unix
+    return None

@@ -1,0 +1,190 @@
+"""Every key of every config, given nonsense: each ends in one line that names its flag."""
+
+import functools
+import importlib
+import math
+
+import jax
+import pytest
+from conftest import ROOT
+
+from gm import checks, core, errors, inspection, job, sharding
+from gm.nn import conv
+
+METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
+
+WRONG = {  # of any key with a value of this type
+  int: (-2, 2**32, 10**12),
+  float: (math.nan, math.inf, -math.inf, 1e39),
+  str: ("nosuch",),
+  tuple: ((-1,), (10**12,), ("nosuch",), ("",), (None,), (math.nan,), ((1, 2), 3), (True,)),
+}
+EDGE = {int: (0, -1), float: (0.0, -1.0, 1.0), str: ("",), tuple: ((),), bool: ()}  # of some keys
+MINUS_ONE = {"model.decay_from", "model.sample_label", "model.g_bias", "model.ada_target"}
+MINUS_ONE |= {"data.mean"}
+# files, folders, features and splits of a set, and other runs: only looking for them can tell
+FREE = {"data.dir", "data.image_key", "data.label_key", "data.train_split", "data.test_split"}
+FREE |= {"init_from"}
+
+
+def config_of(name, variant="test", **changes):
+  config = importlib.import_module(f"configs.{name}").get_config(variant)
+  return changed(config, changes)
+
+
+def changed(config, changes):
+  config = config.copy_and_resolve_references()
+  with config.ignore_type():
+    config.update_from_flattened_dict(changes)
+  return config
+
+
+def kind(value):
+  return next(t for t in (bool, int, float, str, tuple) if isinstance(value, t))
+
+
+def keys_of(config, section):
+  inside, head = (config[section], f"{section}.") if section else (config, "")
+  return {head + k: v for k, v in inside.items() if section or k not in ("data", "model")}
+
+
+def refusal(config, key):
+  """The line that refuses a config before anything is traced, or None."""
+  try:
+    job.plan(config)
+  except ValueError as error:  # no KeyError, TypeError, ...: these are for programmers
+    assert f"--config.{key}" in str(error) and "\n" not in str(error), error
+    return str(error)
+  return None
+
+
+def refuses_all(config, keys):
+  for key, value in keys.items():
+    if key not in FREE:
+      for wrong in WRONG.get(kind(value), ()):
+        assert refusal(changed(config, {key: wrong}), key), f"{key}={wrong!r} is taken"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nonsense_is_refused_before_anything_is_traced(name):
+  config = config_of(name)
+  for section in ("", "data", "model"):
+    refuses_all(config, keys_of(config, section))
+
+
+def test_nonsense_for_a_point_set_is_refused():
+  known, seen = set(config_of("vae").data), set()
+  for name in METHODS:
+    for variant in importlib.import_module(f"configs.{name}").VARIANTS:
+      config = config_of(name, variant)
+      own = {k: v for k, v in keys_of(config, "data").items() if k[5:] not in known}
+      new = {k: v for k, v in own.items() if (config.data.name, k) not in seen}
+      seen |= {(config.data.name, k) for k in new}
+      refuses_all(config, new)
+  assert {("ring", "data.num_modes"), ("table", "data.probs"), ("correlated", "data.cov")} <= seen
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_edge_is_refused_or_works(name):
+  """0, -1 and empty tuples: `least` and `empty` must say what the networks can do."""
+  config = config_of(name)
+  for key, value in {**keys_of(config, ""), **keys_of(config, "model")}.items():
+    for edge in EDGE[kind(value)]:
+      new = changed(config, {key: edge})
+      if edge == value or key in FREE or refusal(new, key):
+        continue
+      assert edge in ((), "") or edge >= 0 or key in MINUS_ONE, f"{key}={edge} is taken"
+      if key.startswith("model.") and isinstance(edge, int | tuple):  # others change no shape
+        try:
+          with conv.form("plain"):
+            job.prepare(new)
+        except errors.UserError as error:
+          assert f"--config.{key}" in str(error), error
+
+
+@pytest.mark.parametrize("size", ["20x36", 1.5, math.nan, -1, 10**12, (), (1,), (8, -1), (True, 8)])
+def test_a_size_of_images_that_is_none(size):
+  assert refusal(config_of("gan", **{"data.image_size": size}), "data.image_size")
+
+
+NAMED = [  # each was another recipe without a word, or an error that named no flag
+  ("gan", {"model.optimizer": "rmsprop"}, r"model\.optimizer='rmsprop' .* adam, sgd"),
+  ("gan", {"model.noise": "unit"}, r"model\.noise='unit' .* normal, uniform"),
+  ("gan", {"model.loss": "hinge"}, r"model\.loss='hinge' .* nonsaturating, minimax"),
+  ("gan", {"model.g_bias_from_data": True}, r"model\.g_bias_from_data=False .*g_output=sigmoid"),
+  ("gan", {"accumulate": 0}, r"--config\.accumulate=0 .* at least 1"),
+  ("gan", {"model.pack": 3}, r"--config\.model\.pack or --config\.batch_size"),
+  ("gan", {"num_steps": -1}, r"--config\.num_steps=-1 .* at least 0"),
+  ("gan", {"best_metric": "frechet"}, r"best_metric='frechet' has no direction"),
+  ("gan", {"best_metric": "-frechet"}, r"never measured: set --config\.eval_every"),
+  ("gan", {"metrics": ("digits.nosuch",)}, r"--config\.metrics names 'digits\.nosuch'"),
+  ("gan", {"data.attributes": ("hair",)}, r"--config\.data\.attributes=.* none"),
+  ("gan", {"num_devices": -1}, r"-1 devices .*--config\.num_devices"),
+  ("gan", {"cpu_devices": 10**6}, r"--config\.cpu_devices=1000000"),
+  ("gan", {"method": "vae"}, r"--config\.model\.eval_k is missing: .*--config\.method"),
+  ("vae", {"model.schedule": "constant"}, r"model\.schedule='constant' .* cosine, burda"),
+  ("infogan", {"model.nets": "mlp", "data.source": "points", "data.name": "ring"}, "augment"),
+  ("wgan", {"model.d_norm": "batch"}, r"--config\.model\.d_norm to none.*lipschitz=clip"),
+  ("aae", {"model.rate_ends": (20, 10)}, r"--config\.model\.rate_ends=\(20, 10\)"),
+  ("progan", {"model.start": 0}, r"--config\.model\.start=0"),
+  ("dcgan", {"data.source": "points", "data.name": "ring"}, r"--config\.data\.source"),
+  ("sampling", {"data.name": "correlated", "data.mean": (0.0, math.nan)}, r"--config\.data\.mean"),
+]
+
+
+@pytest.mark.parametrize("name, changes, message", NAMED)
+def test_what_is_not_possible_says_what_is(name, changes, message):
+  if name == "infogan":
+    changes = {**changes, "model.augment": "color"}
+  with pytest.raises(ValueError, match=message):
+    job.plan(config_of(name, **changes))
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if "augment" in config_of(n).model])
+def test_augmentations_are_of_images_and_known(name):
+  assert "'nosuch'" in refusal(
+    config_of(name, **{"model.augment": "color,nosuch"}), "model.augment"
+  )
+  variants = importlib.import_module(f"configs.{name}").VARIANTS
+  for variant in variants:
+    config = config_of(name, variant, **{"model.augment": "color"})
+    if config.data.source == "points":
+      assert refusal(config, "model.augment"), variant
+
+
+# ----------------------------------------------------------------------------- what does not fit
+
+
+def test_what_is_larger_than_the_memory_names_the_largest_network(monkeypatch):
+  config = config_of("gan", **{"model.g_widths": (2**20, 2**20), "model.g_norm": "none"})
+  with pytest.raises(
+    errors.UserError, match=r"the state, in which g has 1,1\d\d,\d{3},\d{3},\d{3} pa"
+  ):
+    job.prepare(config)
+  assert inspection.run(config)["stages"][0]["params"]["g"] > 2**40  # on paper all is well
+  monkeypatch.setattr(checks, "_memory", lambda: 10**9)
+  job.prepare(config_of("gan"))
+  with pytest.raises(
+    errors.UserError, match=r"1,048,576 examples .* 3\.3 GB .*--config\.batch_size"
+  ):
+    job.prepare(config_of("gan", batch_size=2**20))
+
+
+def test_a_state_counts_where_it_lies(monkeypatch):
+  """Replicated once for each device, split once in all; devices of a CPU share its memory."""
+  assert 2**28 < checks._memory() < 2**50
+  mesh = sharding.make_mesh(2)
+  stage = core.Stage("train", 1, None, None, None)
+  one = jax.ShapeDtypeStruct((1000, 1000), "float32")
+  batch = {"x": jax.ShapeDtypeStruct((2,), "float32", sharding=sharding.batched(mesh))}
+  for where, num_bytes in (
+    (sharding.replicated(mesh), 8_000_008),
+    (sharding.batched(mesh), 4e6 + 8),
+  ):
+    params = {"g": jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=where)}
+    check = functools.partial(checks.memory, mesh, stage, core.State((), params, {}), batch)
+    monkeypatch.setattr(checks, "_memory", lambda n=num_bytes: n)
+    check()
+    monkeypatch.setattr(checks, "_memory", lambda n=num_bytes: n - 1)
+    with pytest.raises(ValueError, match="stage train: the state, in which g has 1,000,000"):
+      check()
