@@ -27,7 +27,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gm import augment, core, diagnostics, losses, optim, pictures, regularizers
+from gm import ada, augment, core, diagnostics, losses, optim, pictures, regularizers
 from gm.nets import stylegan2
 
 NOISES = ("random", "const", "none")  # of samples: of each its own, of all the same, none
@@ -128,7 +128,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   core.within(m, "b1", "b2", least=0.0, below=1.0)
   height, size, channels = info.shape[core.leaf(info, "image")]
   augment.require(m.augment, info.shape["image"])
-  augment.require_kinds(m.ada_kinds, channels)
+  ada.require(m.ada_kinds, channels)
   if height != size:
     raise ValueError(
       f"images of {height}x{size} pixels are not square: set --config.data.image_size to one number"
@@ -178,7 +178,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def seen(key, x, extra):  # what D sees of images
     if m.ada_kinds:
       k = core.keys(key, "augment", "ada")
-      key, x = k.augment, augment.adaptive(k.ada, x, extra["ada_p"], m.ada_kinds)
+      key, x = k.augment, ada.augment(k.ada, x, extra["ada_p"], m.ada_kinds)
     return augment.augment(key, x, m.augment) if m.augment else x
 
   def init(key, batch, prev):
@@ -261,7 +261,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     found |= more
     if m.ada_kinds:
       p, r = state.extra["ada_p"], state.extra["ada_r"] + more["sign_real"] / ADA_EVERY
-      moved = augment.adapt(p, r, target=m.ada_target, step=ADA_EVERY * n / m.ada_images)
+      moved = ada.adapt(p, r, target=m.ada_target, step=ADA_EVERY * n / m.ada_images)
       due = (start + 1) % ADA_EVERY == 0
       p, r = jnp.where(due, moved, p), jnp.where(due, 0.0, r)
       state = state.replace(extra={**state.extra, "ada_p": p, "ada_r": r})
