@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from gm import core, diagnostics, labelled, losses, optim, pictures
+from gm import core, diagnostics, flags, labelled, losses, optim, pictures
 from gm.nets import mlp
 from gm.nn import embed
 from gm.probability import spokes
@@ -50,14 +50,14 @@ _he = nn.initializers.he_normal()
 
 
 def _check(m, info: core.Info) -> None:
-  core.leaf(info, "image")
-  core.within(m, "z_dim", "widths", "labelled_batch", "label_every", least=1)
-  core.within(m, "d_widths", least=1, empty=True)
-  core.within(m, "num_categories", "num_labels", least=0)
-  core.within(m, "rate_ends", least=1, most=core.MOST_STEPS, empty=True)
-  core.within(m, "b1", least=0.0, below=1.0)
-  core.within(m, "z_weight", "y_weight", above=0.0)  # which Adam would not feel but at 0
-  core.within(m, "input_noise", least=0.0)
+  flags.leaf(info, "image")
+  flags.within(m, "z_dim", "widths", "labelled_batch", "label_every", least=1)
+  flags.within(m, "d_widths", least=1, empty=True)
+  flags.within(m, "num_categories", "num_labels", least=0)
+  flags.within(m, "rate_ends", least=1, most=flags.MOST_STEPS, empty=True)
+  flags.within(m, "b1", least=0.0, below=1.0)
+  flags.within(m, "z_weight", "y_weight", above=0.0)  # which Adam would not feel but at 0
+  flags.within(m, "input_noise", least=0.0)
   unknown = [move for move in m.moves if move not in MOVES]
   if unknown or not m.moves:
     raise ValueError(
@@ -68,7 +68,7 @@ def _check(m, info: core.Info) -> None:
       raise ValueError(f"{move} plays against {d}: --config.model.moves needs both or neither")
   if list(m.rate_ends) != sorted(set(m.rate_ends)):
     raise ValueError(f"--config.model.rate_ends={m.rate_ends} do not rise: give them in order")
-  core.choice(m, "prior", ("normal", "spokes"))
+  flags.choice(m, "prior", ("normal", "spokes"))
   if m.prior == "spokes" and m.z_dim % 2:
     raise ValueError(f"spokes lie in pairs of axes: make --config.model.z_dim={m.z_dim} even")
   uses = m.num_labels or m.decoder_label or m.d_label or m.prior == "spokes"

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import augment, core, diagnostics, losses, optim
+from gm import augment, core, diagnostics, flags, losses, optim
 from gm.nets import mlp
 from gm.nn import embed, linear
 from gm.nn import init as inits
@@ -95,10 +95,10 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
   Raises:
     ValueError: for names that do not exist.
   """
-  core.choice(m, "nets", ("embedding", "paths"))
-  core.choice(m, "g_activation", tuple(mlp.ACTIVATIONS))
-  core.choice(m, "g_norm", mlp.NORMS)
-  core.choice(m, "g_output", tuple(mlp.OUTPUTS))
+  flags.choice(m, "nets", ("embedding", "paths"))
+  flags.choice(m, "g_activation", tuple(mlp.ACTIVATIONS))
+  flags.choice(m, "g_norm", mlp.NORMS)
+  flags.choice(m, "g_output", tuple(mlp.OUTPUTS))
   paths = m.nets == "paths"
   if paths:
     g_init, d_init = inits.uniform(m.g_init_scale), inits.uniform(m.d_init_scale)
@@ -163,12 +163,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for data without labels, a label that they do not have, or a name or a number that
       is not possible.
   """
-  m, num_classes, data = config.model, info.num_classes, core.leaf(info, "image", "point")
-  core.within(m, "z_dim", "embed", "d_pieces", "d_path_pieces", least=1)
-  core.within(m, "g_widths", "d_widths", least=1, empty=True)
-  core.within(m, "g_paths", "d_paths", least=1, length=2)
-  core.within(m, "g_init_scale", "d_init_scale", above=0.0)
-  core.within(m, "b1", "ema", "dropout", least=0.0, below=1.0)
+  m, num_classes, data = config.model, info.num_classes, flags.leaf(info, "image", "point")
+  flags.within(m, "z_dim", "embed", "d_pieces", "d_path_pieces", least=1)
+  flags.within(m, "g_widths", "d_widths", least=1, empty=True)
+  flags.within(m, "g_paths", "d_paths", least=1, length=2)
+  flags.within(m, "g_init_scale", "d_init_scale", above=0.0)
+  flags.within(m, "b1", "ema", "dropout", least=0.0, below=1.0)
   augment.require(m.augment, info.shape[data])
   if "label" not in info.shape or not num_classes:
     raise ValueError(
@@ -180,9 +180,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."
       f" {num_classes - 1}, or to -1 for the labels of the test split"
     )
-  core.choice(m, "loss", tuple(LOSSES))
-  core.choice(m, "optimizer", ("adam", "sgd"))
-  core.choice(m, "noise", ("normal", "unit"))
+  flags.choice(m, "loss", tuple(LOSSES))
+  flags.choice(m, "optimizer", ("adam", "sgd"))
+  flags.choice(m, "noise", ("normal", "unit"))
   d_criterion, g_criterion = LOSSES[m.loss]
   g, d = networks(m, info.shape[data], config.compute_dtype)
   if m.optimizer == "adam":

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import augment, core, diagnostics, losses, optim
+from gm import augment, core, diagnostics, flags, losses, optim
 from gm.nets import infogan, mlp
 from gm.probability import likelihood
 
@@ -79,7 +79,7 @@ def networks(m, shape: tuple[int, ...], dtype: str) -> dict[str, nn.Module]:
     ValueError: for unknown model.nets, or convolutions of what is no image or one too small.
   """
   num_outputs, image = m.num_categories + 2 * m.num_numbers, len(shape) == 3
-  if core.choice(m, "nets", ("conv", "mlp")) == "mlp":
+  if flags.choice(m, "nets", ("conv", "mlp")) == "mlp":
     plain = {"kernel_init": nn.initializers.lecun_normal(), "dtype": dtype}
     output = "sigmoid" if image else "none"
     return {
@@ -109,19 +109,19 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   Raises:
     ValueError: for a name or a number that is not possible, or networks that do not fit the data.
   """
-  m, data = config.model, core.leaf(info, "image", "point")
-  core.within(m, "num_categories", least=2)  # one tells nothing
-  core.within(m, "noise_dim", "num_numbers", "q_hidden", least=0)
-  core.within(m, "g_hidden", "g_base", "d_hidden", "d_base", "start", least=1)
-  core.within(m, "widths", least=1, empty=True)
-  core.within(m, "d_noise_steps", least=1, most=core.MOST_STEPS)
-  core.within(m, "d_noise", "category_weight", "number_weight", "slope", least=0.0)
-  core.within(m, "g_lr", above=0.0)
-  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  m, data = config.model, flags.leaf(info, "image", "point")
+  flags.within(m, "num_categories", least=2)  # one tells nothing
+  flags.within(m, "noise_dim", "num_numbers", "q_hidden", least=0)
+  flags.within(m, "g_hidden", "g_base", "d_hidden", "d_base", "start", least=1)
+  flags.within(m, "widths", least=1, empty=True)
+  flags.within(m, "d_noise_steps", least=1, most=flags.MOST_STEPS)
+  flags.within(m, "d_noise", "category_weight", "number_weight", "slope", least=0.0)
+  flags.within(m, "g_lr", above=0.0)
+  flags.within(m, "b1", "ema", least=0.0, below=1.0)
   augment.require(m.augment, info.shape[data])
   nets = networks(m, info.shape[data], config.compute_dtype)
-  batch_statistics = core.choice(m, "bn_mode", ("running", "batch")) == "batch"
-  q_with_d = core.choice(m, "q_player", ("d", "g")) == "d"
+  batch_statistics = flags.choice(m, "bn_mode", ("running", "batch")) == "batch"
+  q_with_d = flags.choice(m, "q_player", ("d", "g")) == "d"
   d_names = ["trunk", "d", "q"] if q_with_d else ["trunk", "d"]
   g_names = ["g"] if q_with_d else ["g", "q"]
   tx = {

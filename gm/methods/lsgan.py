@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from gm import augment, core, losses, optim, pictures
+from gm import augment, core, flags, losses, optim, pictures
 from gm.nets import lsgan, mlp
 from gm.nn import embed
 from gm.nn import init as inits
@@ -64,12 +64,12 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
   Raises:
     ValueError: for names that do not exist, or numbers of layers that do not agree.
   """
-  core.choice(m, "output", tuple(mlp.OUTPUTS))
-  core.choice(m, "g_norm", mlp.NORMS)
-  core.choice(m, "d_norm", mlp.NORMS)
-  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
-  core.choice(m, "init", ("lecun", "orthogonal"))
-  core.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
+  flags.choice(m, "output", tuple(mlp.OUTPUTS))
+  flags.choice(m, "g_norm", mlp.NORMS)
+  flags.choice(m, "d_norm", mlp.NORMS)
+  flags.choice(m, "activation", tuple(mlp.ACTIVATIONS))
+  flags.choice(m, "init", ("lecun", "orthogonal"))
+  flags.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
   if m.nets == "mlp":
     if m.embed:
       raise ValueError(f"embed {m.embed} needs nets=conv: set --config.model.embed to 0")
@@ -106,13 +106,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a label projection without labels, a label that the data do not have, a name or
       a number that is not possible, or what the networks refuse.
   """
-  m, num_classes, data = config.model, info.num_classes, core.leaf(info, "image", "point")
-  core.within(m, "z_dim", "g_first", "g_kernel", "d_kernel", "g_strides", least=1)
-  core.within(m, "g_widths", "d_widths", "d_dense", least=1, empty=True)
-  core.within(m, "embed", least=0)
-  core.within(m, "sample_label", least=-1)
-  core.within(m, "d_lr", "init_scale", above=0.0)
-  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  m, num_classes, data = config.model, info.num_classes, flags.leaf(info, "image", "point")
+  flags.within(m, "z_dim", "g_first", "g_kernel", "d_kernel", "g_strides", least=1)
+  flags.within(m, "g_widths", "d_widths", "d_dense", least=1, empty=True)
+  flags.within(m, "embed", least=0)
+  flags.within(m, "sample_label", least=-1)
+  flags.within(m, "d_lr", "init_scale", above=0.0)
+  flags.within(m, "b1", "ema", least=0.0, below=1.0)
   augment.require(m.augment, info.shape[data])
   if m.embed and "label" not in info.shape:
     raise ValueError(
@@ -124,9 +124,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."
       f" {num_classes - 1}, or to -1 for the labels of the test split"
     )
-  core.choice(m, "scheme", tuple(SCHEMES))
-  core.choice(m, "optimizer", ("adam", "rmsprop"))
-  core.choice(m, "noise", ("uniform", "normal"))
+  flags.choice(m, "scheme", tuple(SCHEMES))
+  flags.choice(m, "optimizer", ("adam", "rmsprop"))
+  flags.choice(m, "noise", ("uniform", "normal"))
   target = SCHEMES[m.scheme]
   g, d = networks(m, info.shape[data], config.compute_dtype)
   rates = {"g": config.lr, "d": config.lr * m.d_lr}

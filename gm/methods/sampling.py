@@ -20,7 +20,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import core
+from gm import core, flags
 from gm.probability import fit, gaussian, gradients, sampling
 
 _LAWS = {  # of config.data.name, for each of config.model.method
@@ -39,10 +39,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or another law.
   """
   m, data = config.model, config.data
-  core.within(m, "num_draws", "num_shown", least=1, most=2**27)
-  core.within(m, "num_knots", least=2)
-  core.choice(m, "bound", ("triangle", "constant"))
-  law = _LAWS[core.choice(m, "method", tuple(_LAWS))]
+  flags.within(m, "num_draws", "num_shown", least=1, most=2**27)
+  flags.within(m, "num_knots", least=2)
+  flags.choice(m, "bound", ("triangle", "constant"))
+  law = _LAWS[flags.choice(m, "method", tuple(_LAWS))]
   if (data.source, data.name) != ("points", law):
     raise ValueError(
       f"{m.method} draws from the law {law}, the data are {data.source}:{data.name}: set"

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import augment, core, losses, optim, pictures, regularizers
+from gm import augment, core, flags, losses, optim, pictures, regularizers
 from gm.nets import mlp, resnet, sngan
 from gm.nn import spectral
 
@@ -38,7 +38,7 @@ def networks(config, shape: tuple, num_classes: int) -> tuple[nn.Module, nn.Modu
     ValueError: for unknown nets, or classes in nets that know none.
   """
   m, dtype = config.model, config.compute_dtype
-  nets = core.choice(m, "nets", ("resnet", "cnn", "instance", "mlp"))
+  nets = flags.choice(m, "nets", ("resnet", "cnn", "instance", "mlp"))
   if num_classes and nets != "resnet":
     raise ValueError(
       f"nets {nets!r} know no classes: set --config.model.conditional=False or"
@@ -82,14 +82,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or if classes are asked for and the
       data have none.
   """
-  m, data = config.model, core.leaf(info, "image", "point")
-  core.within(m, "d_steps", least=1, most=2**10)
-  core.within(m, "z_dim", least=1)
-  core.within(m, "g_widths", "d_widths", least=1, empty=m.nets == "mlp")
-  core.within(m, "g_batch_size", "d_down", least=0)
-  core.within(m, "decay_from", least=-1, most=core.MOST_STEPS)
-  core.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
-  core.within(m, "adam_eps", above=0.0)
+  m, data = config.model, flags.leaf(info, "image", "point")
+  flags.within(m, "d_steps", least=1, most=2**10)
+  flags.within(m, "z_dim", least=1)
+  flags.within(m, "g_widths", "d_widths", least=1, empty=m.nets == "mlp")
+  flags.within(m, "g_batch_size", "d_down", least=0)
+  flags.within(m, "decay_from", least=-1, most=flags.MOST_STEPS)
+  flags.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
+  flags.within(m, "adam_eps", above=0.0)
   augment.require(m.augment, info.shape[data])
   if m.conditional and not info.num_classes:
     raise ValueError(
@@ -102,8 +102,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     "bce": (losses.bce_d, losses.nonsaturating_g),
     "half_bce": (lambda real, fake: 0.5 * losses.bce_d(real, fake), losses.nonsaturating_g),
   }
-  d_criterion, g_criterion = criteria[core.choice(m, "loss", tuple(criteria))]
-  law = core.choice(m, "noise", ("normal", "uniform"))
+  d_criterion, g_criterion = criteria[flags.choice(m, "loss", tuple(criteria))]
+  law = flags.choice(m, "noise", ("normal", "uniform"))
 
   def rate(updates):  # of a player that moves so often in an iteration
     if m.decay_from < 0:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gm import ada, augment, core, diagnostics, losses, optim, pictures, regularizers
+from gm import ada, augment, core, diagnostics, flags, losses, optim, pictures, regularizers
 from gm.nets import stylegan2
 
 NOISES = ("random", "const", "none")  # of samples: of each its own, of all the same, none
@@ -116,24 +116,24 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       number that is not possible.
   """
   m = config.model
-  core.within(m, "z_dim", "w_dim", "base", "most", least=1)
-  core.within(m, "mapping_layers", least=1, most=64)
-  core.within(m, "stddev_group", least=0)
-  core.within(
-    m, "r1_every", "path_every", "ada_images", "ema_images", least=1, most=core.MOST_STEPS
+  flags.within(m, "z_dim", "w_dim", "base", "most", least=1)
+  flags.within(m, "mapping_layers", least=1, most=64)
+  flags.within(m, "stddev_group", least=0)
+  flags.within(
+    m, "r1_every", "path_every", "ada_images", "ema_images", least=1, most=flags.MOST_STEPS
   )
-  core.within(m, "ema_ramp", "r1_gamma", "path_weight", "psi", least=0.0)
-  core.within(m, "mixing", least=0.0, most=1.0)
-  core.within(m, "ada_target", least=-1.0, most=1.0)  # a mean of signs
-  core.within(m, "b1", "b2", least=0.0, below=1.0)
-  height, size, channels = info.shape[core.leaf(info, "image")]
+  flags.within(m, "ema_ramp", "r1_gamma", "path_weight", "psi", least=0.0)
+  flags.within(m, "mixing", least=0.0, most=1.0)
+  flags.within(m, "ada_target", least=-1.0, most=1.0)  # a mean of signs
+  flags.within(m, "b1", "b2", least=0.0, below=1.0)
+  height, size, channels = info.shape[flags.leaf(info, "image")]
   augment.require(m.augment, info.shape["image"])
   ada.require(m.ada_kinds, channels)
   if height != size:
     raise ValueError(
       f"images of {height}x{size} pixels are not square: set --config.data.image_size to one number"
     )
-  noise = core.choice(m, "noise", NOISES)
+  noise = flags.choice(m, "noise", NOISES)
   path_every, r1_every = m.path_every * bool(m.path_weight), m.r1_every * bool(m.r1_gamma)
   half = max(1, config.batch_size // 2)  # of which path lengths are taken
   if config.batch_size % config.accumulate or (path_every and half % config.accumulate):

@@ -28,7 +28,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gm import core, diagnostics, optim, pictures
+from gm import core, diagnostics, flags, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
 from gm.probability import likelihood, linear_gaussian
@@ -44,14 +44,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or data that are not images.
   """
   m, dtype = config.model, config.compute_dtype
-  core.leaf(info, "image")
-  core.within(m, "z_dim", "eval_k", "eval_chunk", least=1)
-  core.within(m, "enc_widths", "dec_widths", least=1, empty=True)
-  core.within(m, "steps_per_epoch", least=1, most=core.MOST_STEPS // 3**7)  # of 7 legs in one
-  core.within(m, "std", "adam_eps", above=0.0)
-  core.choice(m, "likelihood", LIKELIHOODS)
-  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
-  core.choice(m, "schedule", ("cosine", "burda"))
+  flags.leaf(info, "image")
+  flags.within(m, "z_dim", "eval_k", "eval_chunk", least=1)
+  flags.within(m, "enc_widths", "dec_widths", least=1, empty=True)
+  flags.within(m, "steps_per_epoch", least=1, most=flags.MOST_STEPS // 3**7)  # of 7 legs in one
+  flags.within(m, "std", "adam_eps", above=0.0)
+  flags.choice(m, "likelihood", LIKELIHOODS)
+  flags.choice(m, "activation", tuple(mlp.ACTIVATIONS))
+  flags.choice(m, "schedule", ("cosine", "burda"))
   bernoulli, per_pixel = m.likelihood == "bernoulli", m.likelihood == "gaussian_pixel"
   linear = not m.dec_widths and m.likelihood in ("gaussian", "gaussian_shared")
   # all is flat inside: XLA's loops on a CPU are slow where the last axis has length 1

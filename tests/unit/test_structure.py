@@ -11,7 +11,7 @@ ALLOWED = {  # who may import what of gm
   "core": set(),
   "methods": {
     *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
-    *("ada", "diagnostics", "labelled", "pictures"),
+    *("ada", "diagnostics", "flags", "labelled", "pictures"),
   },
   "nets": {"nn"},
   "nn": {"nn"},
@@ -20,6 +20,7 @@ ALLOWED = {  # who may import what of gm
   "augment": set(),
   "ada": set(),
   "optim": set(),
+  "flags": {"core"},
   "labelled": {"core"},
   "pictures": set(),
   "diagnostics": set(),
