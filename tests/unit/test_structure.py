@@ -13,7 +13,7 @@ ALLOWED = {  # who may import what of gm
     *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
     *("ada", "diagnostics", "flags", "labelled", "pictures"),
   },
-  "nets": {"nn"},
+  "nets": {"nets", "nn"},
   "nn": {"nn"},
   "losses": set(),
   "regularizers": set(),
