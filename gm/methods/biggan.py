@@ -28,7 +28,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import augment, core, flags, losses, optim, pictures, regularizers
+from gm import augment, core, diagnostics, flags, losses, optim, pictures, regularizers
 from gm.nets import resnet
 from gm.nn import spectral
 
@@ -125,10 +125,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
       real, fake = jnp.split(logits, 2)
-      found = {
-        "margin": real.mean() - fake.mean(),
-        "d_accuracy": 0.5 * (jnp.mean(real > 0) + jnp.mean(fake <= 0)),
-      }
+      found = diagnostics.margin_stats(real, fake)
       return losses.hinge_d(real, fake), ({"d": stats, "g": g_stats}, found)
 
     batch = {"x": x, "y": y, "z": z, "y_fake": y_fake, "see": k.see}

@@ -22,71 +22,15 @@ Run: python main.py --config=configs/cgan.py --workdir=/tmp/cgan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gm import augment, core, diagnostics, flags, losses, optim
-from gm.nets import mlp
-from gm.nn import embed, linear
+from gm.nets import cgan, mlp
+from gm.nn import embed
 from gm.nn import init as inits
-
-
-class Embedding(nn.Module):
-  """net([x, E y]): the input, flat, joined with a trainable row for each class, N(0, 1) at first.
-
-  Attributes:
-    net: [B, N + features] -> anything.
-    features: length of a row.
-  """
-
-  net: nn.Module
-  features: int = 10
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, y: jax.Array, train: bool = True) -> jax.Array:
-    """Computes net of x [B, ...] and one-hot labels y [B, K]."""
-    table = nn.Dense(
-      self.features,
-      use_bias=False,
-      kernel_init=inits.normal(1.0),
-      dtype=self.dtype,
-      name="embedding",
-    )
-    return self.net(jnp.concatenate([x.reshape(len(x), -1), table(y)], axis=1), train)
-
-
-class Paths(nn.Module):
-  """net([h(x), h(y)]): both inputs pass a hidden layer of their own first.
-
-  Attributes:
-    net: [B, sum of widths] -> anything.
-    widths: of the layers for x and for y.
-    pieces: 1 makes them rectified, more maxout over so many linear maps.
-  """
-
-  net: nn.Module
-  widths: Sequence[int] = (200, 1000)
-  pieces: int = 1
-  kernel_init: Any = nn.initializers.lecun_normal()
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, y: jax.Array, train: bool = True) -> jax.Array:
-    """Computes net of x [B, ...] and one-hot labels y [B, K]."""
-    options = {"kernel_init": self.kernel_init, "dtype": self.dtype}
-    both = []
-    for v, width, name in ((x, self.widths[0], "of_x"), (y, self.widths[1], "of_y")):
-      v = v.reshape(len(v), -1)
-      if self.pieces > 1:
-        both.append(linear.Maxout(width, self.pieces, name=name, **options)(v))
-      else:
-        both.append(nn.relu(nn.Dense(width, name=name, **options)(v)))
-    return self.net(jnp.concatenate(both, axis=1), train)
+from gm.probability import latents
 
 
 def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
@@ -125,10 +69,10 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
     dtype=dtype,
   )
   if not paths:
-    return Embedding(g, m.embed, dtype), Embedding(d, m.embed, dtype)
+    return cgan.Embedding(g, m.embed, dtype), cgan.Embedding(d, m.embed, dtype)
   return (
-    Paths(g, m.g_paths, kernel_init=g_init, dtype=dtype),
-    Paths(d, m.d_paths, m.d_path_pieces, kernel_init=d_init, dtype=dtype),
+    cgan.Paths(g, m.g_paths, kernel_init=g_init, dtype=dtype),
+    cgan.Paths(d, m.d_paths, m.d_path_pieces, kernel_init=d_init, dtype=dtype),
   )
 
 
@@ -182,7 +126,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
   flags.choice(m, "loss", tuple(LOSSES))
   flags.choice(m, "optimizer", ("adam", "sgd"))
-  flags.choice(m, "noise", ("normal", "unit"))
+  flags.choice(m, "noise", ("normal", "unit"))  # unit: the paper's hypercube
   d_criterion, g_criterion = LOSSES[m.loss]
   g, d = networks(m, info.shape[data], config.compute_dtype)
   if m.optimizer == "adam":
@@ -204,9 +148,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return core.apply(d, params, {}, x, y, rngs={"dropout": key})[0]
 
   def noise(key, n):
-    if m.noise == "unit":  # the paper's hypercube
-      return jax.random.uniform(key, (n, m.z_dim))
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(m.noise, key, (n, m.z_dim))
 
   def one_hot(y):
     return embed.one_hot(y, num_classes)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from gm import augment, core, diagnostics, flags, losses, optim, pictures
 from gm.nets import dcgan
+from gm.probability import latents
 
 
 def grid_max(x: jax.Array, size: int) -> jax.Array:
@@ -57,9 +58,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   tx = {n: optim.adam(config.lr, b1=m.b1) for n in ("g", "d")}
 
   def noise(key, n):
-    if m.noise == "uniform":
-      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(m.noise, key, (n, m.z_dim))
 
   def init(key, batch, prev):
     k = core.keys(key, "g", "d")

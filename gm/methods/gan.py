@@ -30,7 +30,7 @@ import optax
 from gm import augment, core, diagnostics, flags, losses, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
-from gm.probability import likelihood
+from gm.probability import latents, likelihood
 
 
 def unroll(
@@ -140,9 +140,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jnp.split(both, 2)  # D has no batch statistics, so one pass is two
 
   def noise(key, n):
-    if m.noise == "uniform":
-      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(m.noise, key, (n, m.z_dim))
 
   def init(key, batch, prev):
     k = core.keys(key, "g", "d")

@@ -34,6 +34,7 @@ from gm import augment, core, flags, losses, optim, pictures
 from gm.nets import lsgan, mlp
 from gm.nn import embed
 from gm.nn import init as inits
+from gm.probability import latents
 
 SCHEMES = {"01": losses.ZERO_ONE, "pearson": losses.PEARSON}
 
@@ -148,9 +149,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return core.apply(d, params, stats, (x + 1) / 2 if unit else x, train=train, **labels(y))
 
   def noise(key, n):
-    if m.noise == "uniform":
-      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(m.noise, key, (n, m.z_dim))
 
   def asked(batch):  # labels [B] that samples are made for; zeros where nobody asks
     y = batch["label"] if m.embed else jnp.zeros(len(batch[data]), jnp.int32)

@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import augment, core, flags, losses, optim, pictures, regularizers
+from gm import augment, core, diagnostics, flags, losses, optim, pictures, regularizers
 from gm.nets import mlp, resnet, sngan
 from gm.nn import spectral
+from gm.probability import latents
 
 
 def networks(config, shape: tuple, num_classes: int) -> tuple[nn.Module, nn.Module]:
@@ -123,9 +124,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return core.apply(d, params, stats, *((x, y) if m.conditional else (x,)), train=train)
 
   def noise(key, n):
-    if law == "uniform":
-      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(law, key, (n, m.z_dim))
 
   def draw(k, n):  # -> noise, labels, from the keys z and y of k
     return noise(k.z, n), jax.random.randint(k.y, (n,), 0, max(info.num_classes, 1))
@@ -173,10 +172,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
       real, fake = jnp.split(logits, 2)
-      found = {
-        "margin": real.mean() - fake.mean(),
-        "d_accuracy": 0.5 * (jnp.mean(real > 0) + jnp.mean(fake <= 0)),
-      }
+      found = diagnostics.margin_stats(real, fake)
       return d_criterion(real, fake), ({"d": stats, "g": g_stats}, found)
 
     batch = {"x": x, "y": y, "z": z, "y_fake": y_fake, "see": k.see}

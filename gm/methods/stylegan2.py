@@ -35,39 +35,6 @@ ADA_EVERY = 4  # steps between moves of p
 PATH_DECAY, W_DECAY = 0.99, 0.995  # of the running means of path lengths and of w
 
 
-def mix(key: jax.Array, first: jax.Array, second: jax.Array, num: int, *, prob: float) -> jax.Array:
-  """Style mixing: layers from a random one on take the second latents, in one batch of 1 / prob.
-
-  Args:
-    key: PRNG key.
-    first: w of the early layers, [B, D].
-    second: w of the later ones.
-    num: layers that take a latent; the first of the later ones is uniform in 1, ..., num - 1.
-    prob: that there is a second latent at all; one coin for the batch.
-
-  Returns:
-    [B, num, D].
-
-  Source: Karras et al., 2019, arXiv:1812.04948, section 3.1.
-
-  >>> mix(jax.random.key(0), jnp.zeros((1, 1)), jnp.ones((1, 1)), 2, prob=1.0).ravel().tolist()
-  [0.0, 1.0]
-  """
-  coin, place = jax.random.uniform(key, (2,))
-  cut = jnp.where(coin < prob, 1 + jnp.floor(place * (num - 1)), num)
-  early = (jnp.arange(num) < cut)[:, None]
-  return jnp.where(early, first[:, None], second[:, None])
-
-
-def truncate(ws: jax.Array, mean: jax.Array, psi: float) -> jax.Array:
-  """Pulls latents towards their mean, mean + psi (w - mean): better images, less variety.
-
-  >>> truncate(jnp.array([[3.0]]), jnp.array([1.0]), 0.5).item()
-  2.0
-  """
-  return mean + psi * (ws - mean)
-
-
 def path_lengths(generate: Callable, ws: jax.Array, key: jax.Array) -> jax.Array:
   """How far an image moves with its latents, in a random direction y ~ N(0, I) / sqrt(H W).
 
@@ -173,7 +140,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def latents(p, b, stats):  # -> ws [B, num_ws, D], and the average of the w of z alone
     w, second = F(p, b["z"]), F(p, b["second"])
     w_avg = core.ema(stats["w_avg"], w.mean(0), W_DECAY)
-    return mix(b["mix"], w, second, num_ws, prob=m.mixing), {"w_avg": w_avg}
+    return stylegan2.mix(b["mix"], w, second, num_ws, prob=m.mixing), {"w_avg": w_avg}
 
   def seen(key, x, extra):  # what D sees of images
     if m.ada_kinds:
@@ -271,7 +238,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return state.replace(step=start + 1, ema=ema), found
 
   def spread(state, w, psi=m.psi):  # [B, D] -> [B, num_ws, D], truncated
-    w = truncate(w, state.stats["w_avg"], psi)
+    w = stylegan2.truncate(w, state.stats["w_avg"], psi)
     return jnp.broadcast_to(w[:, None], (len(w), num_ws, m.w_dim))
 
   def sample(state, batch, key):
