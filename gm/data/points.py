@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gm.core import Info, Source, within
+from gm.core import Info, Source
+from gm.flags import within
 from gm.data import memory
 
 NUM_EXAMPLES = {"train": 100_000, "test": 10_000}

@@ -25,7 +25,7 @@ ALLOWED = {  # who may import what of gm
   "pictures": set(),
   "diagnostics": set(),
   "probability": {"probability"},
-  "data": {"core", "data"},
+  "data": {"core", "data", "flags"},
   "weights": {"data", "weights"},
   "metrics": {"nets", "nn", "core", "metrics", "weights"},
   "errors": set(),
