@@ -12,9 +12,11 @@ import pytest
 
 from gm import core, errors, inspection, job, loop, optim
 from gm.metrics import digits
+from gm.nets import mlp
 from gm.probability import spokes
 
 QUICK = {"xla_backend_optimization_level": 0}  # what runs once
+SMALL = {"model.widths": (8,), "model.d_widths": (8,)}
 MOVES = {
   "rec": {"enc", "z_head", "y_head", "dec"},
   "d_z": {"d_z"},
@@ -203,6 +205,22 @@ def test_labels_play_every_so_many_steps():
   assert int(state.opt["g_y"][0].count) == 4
 
 
+def test_labelled_images_play_in_turn(monkeypatch):
+  """Of 20 the first 15, then the last 5 and the first 10 again, every third step."""
+  changes = {"model.num_labels": 20, "model.labelled_batch": 15, "model.label_every": 3}
+  stage, state, batch = first_state("labels_only", **SMALL, **changes)
+  seen = []
+  monkeypatch.setattr(
+    core, "minimize", lambda state, tx, loss, names, b, **options: seen.append(b) or (state, {})
+  )
+  for i in (0, 3, 6):
+    stage.step(state.replace(step=jnp.array(i)), batch, jax.random.key(0))
+  for b, start in zip(seen, (0, 15, 10), strict=True):
+    rows = (start + np.arange(15)) % 20
+    np.testing.assert_array_equal(b["label"], state.extra["label"][rows])
+    assert abs(b["x"] - state.extra["image"][rows]).max() < 2  # but for noise of 0.3
+
+
 def test_rates_fall_at_the_same_steps_for_all_moves():
   """A move that is made every third step sees a third of the updates."""
   ends = {"model.rate_ends": (6,), "model.label_every": 3, "model.moves": ("g_y", "d_y", "cls")}
@@ -239,6 +257,67 @@ def test_losses_where_all_networks_say_zero(game):
     assert {name: found[name] for name in of_move} == of_move
   noise = np.asarray(seen["rec"][1]["x"] - batch["image"])
   np.testing.assert_allclose([noise.mean(), noise.std()], [0, 0.3], atol=0.02)
+
+
+def test_losses_by_hand(game):
+  """Of the first networks, with the noise of each move: what D is to say of whom, and what the
+  decoder is told.
+  """
+  _, _, _, _, _, (seen, _, _) = game
+  softplus = lambda x: np.logaddexp(0, x)
+
+  def dense(p, x, slope=0.0):  # rectified between layers, not after the last
+    for i in range(len(p)):
+      x = x if i == 0 else np.maximum(x, slope * x)
+      x = x @ np.asarray(p[f"Dense_{i}"]["kernel"]) + np.asarray(p[f"Dense_{i}"]["bias"])
+    return x
+
+  head = lambda p, x: x @ np.asarray(p["kernel"]) + np.asarray(p["bias"])
+  found = {}
+  for move, (p, b, _, _) in seen.items():
+    h = np.maximum(dense(p["enc"], np.asarray(b["x"]).reshape(len(b["x"]), -1)), 0)
+    mean, raw = np.split(head(p["z_head"], h), 2, axis=1)
+    z = mean + softplus(raw) * np.asarray(b["eps"])
+    logits = head(p["y_head"], h)
+    y = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    d_z, d_y = (lambda v, d=d: dense(p[d], np.asarray(v), 0.2)[:, 0] for d in ("d_z", "d_y"))
+    if move == "rec":
+      x = np.tanh(dense(p["dec"], np.concatenate([z, y], 1)))
+      wrong = np.asarray(b["clean"]).reshape(x.shape) - x
+      found[move] = 0.5 * (wrong**2).sum(1).mean()
+    elif move == "cls":
+      found[move] = -np.log(y[np.arange(len(y)), b["label"]]).mean()
+    elif move == "d_z":
+      found[move] = 6 * (softplus(-d_z(b["prior"])).mean() + softplus(d_z(z)).mean())
+    elif move == "d_y":
+      found[move] = 6 * (softplus(-d_y(b["one_hot"])).mean() + softplus(d_y(y)).mean())
+    else:
+      found[move] = 6 * softplus(-(d_z(z) if move == "g_z" else d_y(y))).mean()
+  for move, (*_, metrics, _) in seen.items():
+    np.testing.assert_allclose(metrics[f"loss_{move}"], found[move], rtol=1e-4, err_msg=move)
+  one_hot = np.asarray(seen["d_y"][1]["one_hot"])
+  assert set(one_hot.ravel()) == {0, 1} and (one_hot.sum(1) == 1).all()
+
+
+def test_samples_are_decoded_draws_of_the_prior():
+  """Normal ones, or on spokes; on that of the label where D sees labels."""
+  batch = batch_of(2_000)
+  for variant, on_spokes, labelled in (("small", False, False), ("spokes", True, True)):
+    stage, state, _ = first_state(variant, **SMALL)
+    found = jax.jit(stage.sample, compiler_options=QUICK)(state, batch, jax.random.key(0))
+    z = np.asarray(found["latent"])
+    radius = np.hypot(*z.T)
+    if not on_spokes:
+      np.testing.assert_allclose(z.mean(0), 0, atol=0.1)
+      np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=0.1)
+    else:
+      turn = np.round(np.arctan2(z[:, 1], z[:, 0]) * 10 / (2 * np.pi)) % 10
+      assert abs(radius.mean() - 1.4) < 0.05
+      assert ((turn == batch["label"])[radius > 0.8].mean() > 0.95) == labelled
+    decode = mlp.Generator((28, 28, 1), (8,))
+    np.testing.assert_allclose(
+      found["image"][:9], decode.apply({"params": state.params["dec"]}, z[:9]), atol=1e-5
+    )
 
 
 def test_codes_are_mean_plus_softplus_times_noise(game):
@@ -282,9 +361,6 @@ def test_spokes():
   far = np.hypot(z[:, 0], z[:, 1]) > 1, np.hypot(z[:, 2], z[:, 3]) > 1
   both = far[0] & far[1]  # near the hub a point may lie beside another spoke
   assert (nearest(z[:, :2]) == nearest(z[:, 2:]))[both].mean() > 0.99
-
-
-SMALL = {"model.widths": (8,), "model.d_widths": (8,)}
 
 
 def test_the_discriminator_sees_the_label_of_both():

@@ -24,6 +24,9 @@ def config_of(variant, **changes):
   return config
 
 
+PASSES = [("test", {}, {"g": 3, "d": 3})]  # 2 steps of D and one of G; see test_promises.py
+
+
 @functools.cache
 def first(variant="test"):
   """The job, its stage, first state, a batch, and state and metrics after a step."""
@@ -286,6 +289,23 @@ def test_both_players_see_statistics_of_parts(accumulate, monkeypatch):
     np.testing.assert_allclose(counted - average, 8 / accumulate, rtol=1e-5)
 
 
+def test_labels_of_samples_are_uniform(monkeypatch):
+  """In two steps of D and one of G."""
+
+  def minimize(state, tx, loss, names, b, **options):
+    y = b["y_fake"] if "d" in names else b["y"]
+    jax.debug.callback(lambda y: seen.append(np.bincount(y, minlength=10)), y)
+    return state, {}
+
+  made, seen = job.prepare(config_of("test", batch_size=1_000, **{"model.standing_every": 0})), []
+  batch = {"image": jnp.zeros((2_000, 8, 8, 1)), "label": jnp.zeros(2_000, jnp.int32)}
+  monkeypatch.setattr(core, "apply", lambda net, p, stats, z, y, train: (ONES[None], stats))
+  monkeypatch.setattr(core, "minimize", minimize)
+  jax.jit(made.stages[0].step, compiler_options=QUICK)(zeros(made), batch, KEY)
+  jax.effects_barrier()
+  np.testing.assert_allclose(seen, np.full((3, 10), 100), atol=40)  # four deviations
+
+
 def test_standing_statistics_are_means_over_batches():
   """Every 2 steps in the test variant, over 2 batches, of the averaged G."""
   _, _, state, batch, (one, _) = first()
@@ -311,6 +331,23 @@ def test_learning_rates_and_epsilons(monkeypatch):
     job.prepare(config)
     np.testing.assert_allclose([lr for lr, _ in found], [g, d], rtol=1e-9)
     assert all(k == {"b1": 0.0, "b2": 0.999, "eps": eps} for _, k in found)
+
+
+def test_each_player_moves_at_its_own_rate(monkeypatch):
+  """Traced, with the rate in the place of the optimizer."""
+  rates = {}
+
+  def move(state, tx, grads, *, slot=None):
+    rates[tuple(grads)] = tx
+    return state, {}
+
+  monkeypatch.setattr(optim, "adam", lambda lr, **options: lr)
+  monkeypatch.setattr(core, "init_slot", lambda tx, params, names: ())
+  monkeypatch.setattr(core, "move", move)
+  made = job.prepare(config_of("test", **{"model.d_lr": 4.0}))
+  batch = core.batch_shapes(made.infos[0], made.sizes[0])
+  jax.eval_shape(lambda *args: made.stages[0].step(*args), made.templates[0], batch, KEY)
+  assert rates == {("d",): 2e-3, ("g",): 5e-4}
 
 
 def test_errors_say_what_is_allowed():

@@ -24,6 +24,9 @@ def config_of(variant, **changes):
   return config
 
 
+PASSES = [("test", {}, {"g": 1})]  # see test_promises.py
+
+
 NARROW = {  # the paper's networks, small and without dropout
   **{"batch_size": 8, "model.z_dim": 4, "model.g_paths": (3, 5), "model.g_widths": (6,)},
   **{"model.d_paths": (4, 2), "model.d_widths": (5,), "model.dropout": 0.0},
@@ -164,6 +167,21 @@ def test_d_judges_pairs_and_each_loss_moves_its_own_network(variant, changes):
       close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6)
       jax.tree.map(lambda a, b: close(2 * a, b), after.opt[n][0].mu[n], grad)
     assert found[f"gradnorm_{n}"] > 0
+
+
+def test_labels_of_samples_are_uniform(monkeypatch):
+  seen = []
+
+  def alternate(state, tx, generate, d_loss, g_loss, batch, **options):
+    seen.append(batch["wanted"])
+    return state, {}
+
+  monkeypatch.setattr(core, "alternate", alternate)
+  made = job.prepare(config_of("ring", batch_size=1_000))
+  batch = {"point": jnp.zeros((1_000, 2)), "label": jnp.zeros(1_000, jnp.int32)}
+  state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made.templates[0])
+  made.stages[0].step(state, batch, jax.random.key(1))
+  np.testing.assert_allclose(seen[0].sum(0), 1_000 / 8, atol=42)  # four deviations
 
 
 def test_the_rows_of_the_tables_that_move_are_those_of_the_labels():

@@ -21,6 +21,9 @@ def config_of(variant, **changes):
   return config
 
 
+PASSES = [("test", {}, {"g": 1, "d": 2})]  # D of data and of samples; see test_promises.py
+
+
 def first_state(variant="test", n=8, **changes):
   made = job.prepare(config_of(variant, **changes))
   shape = made.infos[0].shape["image"]

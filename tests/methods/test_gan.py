@@ -1,5 +1,6 @@
 """The first GAN: its optimum, its gradients, its failures, its sizes, and that it learns."""
 
+import functools
 import importlib
 import json
 
@@ -19,6 +20,10 @@ def config_of(variant, **changes):
   config = importlib.import_module("configs.gan").get_config(variant)
   config.update_from_flattened_dict({"num_devices": 1, **changes})
   return config
+
+
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
+PASSES = [("test", {}, {"g": 1})]  # of G in its own step; see test_promises.py
 
 
 def train(config, workdir):
@@ -143,6 +148,59 @@ def test_each_loss_reaches_its_own_network_only():
     core.minimize = true
   assert [names for names, _ in seen] == [("d",), ("g",)]
   assert optax.global_norm(seen[0][1]["d"]) > 0 and optax.global_norm(seen[1][1]["g"]) > 0
+
+
+@pytest.mark.parametrize("loss, output", [("nonsaturating", "none"), ("minimax", "sigmoid")])
+def test_losses_gradients_and_rates_by_hand(loss, output, monkeypatch):
+  """On the noise that a step drew; Adam's averages have the gradients, its first step the rate.
+
+  A sigmoid makes pixels in [0, 1], and D sees the data there too.
+  """
+  x = jnp.tanh(jax.random.normal(jax.random.key(3), (12, 2)))
+  small = {"model.z_dim": 2, "model.g_widths": (8,), "model.d_widths": (8,), "batch_size": 12}
+  changes = {"model.loss": loss, "model.g_output": output, "model.d_lr": 0.5, "model.b1": 0.3}
+  changes["model.noise"] = "normal" if output == "none" else "uniform"
+  config = config_of("collapse", **small, **changes)
+  (stage,) = job.prepare(config).stages
+  true = core.minimize
+
+  @functools.partial(jax.jit, compiler_options=QUICKLY)
+  def run(state):
+    seen = []
+
+    def spy(state, tx, loss_fn, names, batch, **options):
+      seen.append(batch["z"])
+      return true(state, tx, loss_fn, names, batch, **options)
+
+    monkeypatch.setattr(core, "minimize", spy)
+    return *stage.step(state, {"point": x}, jax.random.key(1)), seen
+
+  init = jax.jit(lambda: stage.init(jax.random.key(0), {"point": x}, None))
+  state = init()
+  after, found, (z_d, z_g) = run(state)
+  assert abs(z_d - z_g).max() > 0.1 and -z_d.min() > 0.5  # each player has noise of its own
+  assert (max(abs(z_d).max(), abs(z_g).max()) < 1) == (output == "sigmoid")
+  net, softplus = {"widths": (8,), "activation": "relu"}, jax.nn.softplus
+  g = lambda p, z: mlp.Generator((2,), output=output, **net).apply({"params": p}, z)
+  d = lambda p, x: mlp.Discriminator(**net).apply({"params": p}, x)
+  real = (x + 1) / 2 if output == "sigmoid" else x
+
+  def d_loss(p):
+    return softplus(-d(p, real)).mean() + softplus(d(p, g(state.params["g"], z_d))).mean()
+
+  def g_loss(p):  # against the D that has moved
+    s = d(after.params["d"], g(p, z_g))
+    return softplus(-s).mean() if loss == "nonsaturating" else -softplus(s).mean()
+
+  for n, by_hand, rate in (("d", d_loss, config.lr / 2), ("g", g_loss, config.lr)):
+    value_and_grad = jax.jit(jax.value_and_grad(by_hand), compiler_options=QUICKLY)
+    value, grad = value_and_grad(state.params[n])
+    np.testing.assert_allclose(found[f"loss_{n}"], value, rtol=1e-5)
+    adam = after.opt[n][0]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7)
+    jax.tree.map(lambda mu, g: close(mu, 0.7 * g), adam.mu[n], grad)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params[n], state.params[n])
+    np.testing.assert_allclose(max(jax.tree.leaves(moved)), rate, rtol=1e-3)
 
 
 def test_minimax_gradient_vanishes_where_the_other_does_not():

@@ -23,6 +23,9 @@ def config_of(variant, **changes):
   return config
 
 
+PASSES = [("test", {}, {"g": 1, "trunk": 2, "q": 1})]  # Q sees no data; see test_promises.py
+
+
 def train(config, workdir):
   loop.train(config, str(workdir))
   return json.loads((workdir / "eval.json").read_text())["metrics"]
@@ -212,6 +215,10 @@ def test_who_moves(changes, d_moves, g_moves):
   # G plays against the trunk and Q that have just moved, on a draw of its own
   changed = lambda n: moving(jax.tree.map(jnp.subtract, before.params[n], then.params[n]))
   assert {n for n in before.params if changed(n)} == d_moves
+  furthest = lambda n: jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), before.params[n], then.params[n]
+  )
+  np.testing.assert_allclose(max(jax.tree.leaves(furthest("trunk"))), 5e-4, rtol=1e-2)  # D's rate
   assert np.all(d_batch["z"][:, :4] != g_batch["z"][:, :4])
 
 

@@ -25,6 +25,9 @@ def config_of(variant, **changes):
   return config
 
 
+PASSES = [("test", {}, {"g": 1, "d": 2})]  # D of data and of samples; see test_promises.py
+
+
 QUICK = {"xla_backend_optimization_level": 0}
 LABEL = jnp.array([3, 3, 1, 4, 1, 5, 9, 2])
 POINTS = {"batch_size": 8, "model.g_widths": (8,), "model.d_widths": (8,)}

@@ -347,6 +347,27 @@ def test_loss_of_a_linear_critic(fade, monkeypatch, scale, gamma):
   np.testing.assert_allclose(estimate, real.mean() - fake.mean(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("gamma", [1.0, 2.0])
+def test_the_penalty_is_taken_between_data_and_samples(monkeypatch, gamma):
+  """D(x) = |x|^2 / 2 has the slope |x|. Data of norm 3 and samples of norm 1.5 on one ray have
+  points between them whose norms u are uniform: E (u - gamma)^2, an integral; 4,096 of them.
+  """
+  shape = (4_096, 4, 4, 1)
+  made = job.prepare(config_of("test", **{"model.gamma": gamma, "batch_size": 4_096}))
+  f = lambda x: jnp.sum(x**2, (1, 2, 3)) / 2
+  monkeypatch.setattr(progan.Generator, "apply", lambda self, v, z, t: jnp.full(shape, 1.5 / 4))
+  monkeypatch.setattr(progan.Discriminator, "apply", lambda self, v, x, t: f(x))
+  state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made.templates[0])
+  batch = {"image": jnp.full(shape, 3 / 4)}
+  found = jit(lambda s: made.stages[0].step(s, batch, jax.random.key(0))[1])(state)
+  integral = ((3 - gamma) ** 3 - (1.5 - gamma) ** 3) / (3 * 1.5)
+  np.testing.assert_allclose(found["penalty"], integral / gamma**2, rtol=0.03)
+  np.testing.assert_allclose(found["w_estimate"], (9 - 1.5**2) / 2, rtol=1e-5)
+  want = 10 * found["penalty"] - found["w_estimate"] + 0.001 * 4.5**2
+  np.testing.assert_allclose(found["loss_d"], want, rtol=1e-4)
+  np.testing.assert_allclose(found["loss_g"], -(1.5**2) / 2, rtol=1e-5)
+
+
 def test_real_images_are_faded_like_fakes(fade, monkeypatch):
   made, seen = job.prepare(config_of("test", **{"model.fade_images": 16})), []
 

@@ -92,6 +92,10 @@ TINY = {  # the variant `instance`, small
 }
 
 
+# of both in 2 steps of D and one of G; see test_promises.py
+PASSES = [("test", {}, {"g": 3, "d": 3}), ("instance", TINY, {"g": 2, "d": 2})]
+
+
 @pytest.mark.parametrize(
   "variant, changes",
   [("test", {}), ("test_cnn", {}), ("instance", {**TINY, "model.d_widths": (4, 8, 8)})],
@@ -226,6 +230,37 @@ def test_losses_of_the_variants(variant, changes, silent, sure, monkeypatch):
 
   np.testing.assert_allclose(found(0.0), silent, rtol=1e-6)
   np.testing.assert_allclose(found(2.0), sure, rtol=1e-6)
+
+
+def test_all_are_judged_under_the_labels_that_they_are_of(monkeypatch):
+  """By a G that paints its label and a D that looks for the one that it is told: all outputs are 0.
+
+  The data's labels are of no other use, and not those of the samples.
+  """
+
+  def apply(net, params, stats, x, y, train=True):
+    if x.ndim == 4:
+      return -jnp.abs(x.mean((1, 2, 3)) - y), stats
+    seen.append(y)
+    return y[:, None, None, None] * jnp.ones((8, 8, 1)), stats
+
+  made, seen = job.prepare(config_of("test", batch_size=1_000)), []
+  y = jnp.arange(2_000, dtype=jnp.int32) % 10
+  batch = {"image": y[:, None, None, None] * jnp.ones((8, 8, 1)), "label": y}
+  state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made.templates[0])
+  monkeypatch.setattr(core, "apply", apply)
+
+  def losses_and_labels(batch):
+    seen.clear()
+    found = made.stages[0].step(state, batch, KEY)[1]
+    return found["loss_d"], found["margin"], found["loss_g"], seen[0]
+
+  run = jax.jit(losses_and_labels, compiler_options=QUICK)
+  *found, drawn = run(batch)
+  assert [float(v) for v in found] == [2.0, 0.0, 0.0]  # hinge, at outputs of 0
+  np.testing.assert_allclose(np.bincount(drawn, minlength=10), 100, atol=40)  # four deviations
+  wrong = run({**batch, "label": (y + 1) % 10})
+  assert wrong[0] > 2.5 and wrong[2] == 0  # of the data alone
 
 
 @pytest.mark.parametrize("variant, changes", [("test_cnn", {}), ("instance", TINY)])

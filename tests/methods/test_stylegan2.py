@@ -440,6 +440,39 @@ def test_regularisers_are_multiplied_by_their_intervals(moves_of, monkeypatch):
     np.testing.assert_allclose(stats["w_avg"], want, rtol=1e-4)
 
 
+def test_styles_are_mixed_in_every_move(moves_of, monkeypatch):
+  """By the configured chance, with the w of the second z: of G, of path lengths, and of D."""
+  calls, of_path = [], []
+
+  def mix(key, first, second, num, *, prob):
+    calls.append((num, prob))
+    return jnp.stack([first] + [second] * (num - 1), 1)
+
+  def lengths(generate, ws, key):
+    of_path.append(ws.shape)
+    return generate(ws)[:, 0, 0, 0]
+
+  paint = lambda self, v, ws, maps: jnp.ones((len(ws), 4, 4, 1)) * look(ws[:, 0], ws[:, 1])
+  look = lambda first, later: (first + 2 * later).mean(1)[:, None, None, None]
+  monkeypatch.setattr(method, "mix", mix)
+  monkeypatch.setattr(method, "path_lengths", lengths)
+  monkeypatch.setattr(stylegan2.Synthesis, "apply", paint)
+  monkeypatch.setattr(stylegan2.Discriminator, "apply", linear)
+  game = Game(**{"model.ada_kinds": "", "model.mixing": 0.7})
+  g, path, d, _ = moves_of(game)[1]
+  assert calls == [(2, 0.7)] * 3 and of_path == [(4, 2, 4)]
+  of = {"params": game.state.params["g"]["mapping"]}
+  f = quick(lambda z: stylegan2.Mapping(4, 1).apply(of, z))
+  image = lambda batch: np.ones((1, 4, 4, 1)) * look(f(batch["z"]), f(batch["second"]))
+  score = lambda x: np.reshape(x, (-1, 16)) @ np.reshape(A, 16)
+  np.testing.assert_allclose(g[1], losses.nonsaturating_g(score(image(g[0]))), rtol=1e-4)
+  want = losses.bce_d(score(game.batch["image"]), score(image(d[0])))
+  np.testing.assert_allclose(d[1], want, rtol=1e-4)
+  drawn = image(path[0])[:, 0, 0, 0]
+  mean = 0.01 * drawn.mean()
+  np.testing.assert_allclose(path[1], 4 * 2 * np.mean((drawn - mean) ** 2), rtol=1e-4)
+
+
 def test_d_sees_augmented_images_only_and_r1_is_taken_before(moves_of, monkeypatch):
   """With images doubled, logits double and R1 of a.x is |2 a|^2."""
   monkeypatch.setattr(stylegan2.Discriminator, "apply", linear)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import errors, feed, inspection, job, loop, steps
+from gm import core, errors, feed, inspection, job, loop, optim, steps
 from gm.data import installed
 from gm.nets import mlp
 from gm.probability import likelihood, linear_gaussian
@@ -19,6 +19,9 @@ def config_of(variant, **changes):
   config = importlib.import_module("configs.vae").get_config(variant)
   config.update_from_flattened_dict({"num_devices": 1, **changes})
   return config
+
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
 
 
 def train(config, workdir):
@@ -170,6 +173,76 @@ def test_importance_weighting_is_no_worse_than_the_bound():
   found = made.stages[0].evaluate(state, batch, jax.random.key(2))
   assert found["nll"] < -found["elbo"]
   np.testing.assert_allclose(-found["elbo"], found["distortion"] + found["rate"], rtol=1e-6)
+
+
+def test_nll_is_exact_where_the_posterior_is():
+  """Every weight is then p(x), whatever is drawn: x = W z + mu + s eps with W's columns at right
+  angles has a diagonal posterior, and an encoder without hidden layers can hold it.
+  """
+  made = job.prepare(config_of("linear", **{"model.z_dim": 2, "model.eval_k": 3}))
+  stage, rng, s2 = made.stages[0], np.random.default_rng(0), 0.3
+  batch = {"image": jnp.asarray(rng.uniform(-1, 1, (1_000, 8, 8, 1)), jnp.float32)}
+  x = np.asarray(batch["image"], np.float64).reshape(1_000, 64) / 2 + 0.5
+  mu = rng.normal(size=64)
+  w = np.linalg.qr(rng.normal(size=(64, 2)))[0] * [1.5, 0.7]
+  var = 1 / (np.array([1.5, 0.7]) ** 2 / s2 + 1)
+  to_mean = w * var / s2
+  enc = {"Dense_0": {"kernel": to_mean, "bias": -mu @ to_mean}, "log_var": np.log(var)}
+  dec = {"Dense_0": {"kernel": w.T, "bias": mu}}
+  params = {"enc": enc, "dec": dec, "std": {"log_std": np.log(s2) / 2}}
+  params = jax.tree.map(lambda p, new: jnp.asarray(new, p.dtype), made.templates[0].params, params)
+  state = core.State(step=jnp.zeros((), jnp.int32), params=params, opt={})
+  evaluate = jax.jit(stage.evaluate, compiler_options=QUICK)
+  found = evaluate(state, batch, jax.random.key(1))
+  r, cov = x - mu, w @ w.T + s2 * np.eye(64)
+  log_det = np.linalg.slogdet(2 * np.pi * cov)[1]
+  exact = -0.5 * (np.einsum("ni,ij,nj->n", r, np.linalg.inv(cov), r) + log_det)
+  np.testing.assert_allclose(found["log_likelihood"], exact.mean(), rtol=1e-5)
+  np.testing.assert_allclose(found["nll"], -exact.mean(), rtol=1e-5)
+  mean = r @ to_mean
+  rate = 0.5 * (mean**2 + var - 1 - np.log(var)).sum(1).mean()
+  np.testing.assert_allclose(found["rate"], rate, rtol=1e-4)
+  # of one draw for each example, which differs by 0.7 from draw to draw
+  errors = ((r - mean @ w.T) ** 2).sum(1).mean() + (w**2 * var).sum()
+  distortion = 0.5 * errors / s2 + 32 * np.log(2 * np.pi * s2)
+  np.testing.assert_allclose(found["distortion"], distortion, atol=4 * 0.7 / np.sqrt(1_000))
+
+
+def test_pixels_are_drawn_with_their_own_probabilities():
+  """A decoder that gives 1 the logit 1 everywhere loses softplus(1) - x in each pixel."""
+  made = job.prepare(config_of("test"))
+  state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made.templates[0])
+  state.params["dec"]["Dense_1"]["bias"] = jnp.ones(784)
+  step = jax.jit(lambda *args: made.stages[0].step(*args)[1], compiler_options=QUICK)
+  for share, error in ((0.0, 1e-6), (0.25, 0.01), (1.0, 1e-6)):
+    batch = {"image": jnp.full((64, 28, 28, 1), 2 * share - 1)}
+    found = step(state, batch, jax.random.key(2))
+    lost = np.log1p(np.e) - found["distortion"] / 784
+    np.testing.assert_allclose(lost, share, atol=error + 1e-6)
+
+
+def test_the_decoder_starts_at_the_marginals_of_the_pixels():
+  x = np.random.default_rng(0).uniform(size=(8, 28, 28, 1)).astype(np.float32)
+  made = job.prepare(config_of("test"))
+  state = made.stages[0].init(jax.random.key(0), {"image": jnp.asarray(2 * x - 1)}, None)
+  bias = state.params["dec"]["Dense_1"]["bias"]
+  np.testing.assert_allclose(jax.nn.sigmoid(bias), x.mean(0).ravel(), atol=1e-5)
+
+
+def test_the_rate_of_paper_falls_in_legs_of_three_to_the_i_epochs(monkeypatch):
+  """From 1e-3 by 10^(-1/7) each, rounded as published; an epoch has 3,000 steps."""
+  rates, true = [], optim.adam
+  monkeypatch.setattr(optim, "adam", lambda lr, **k: rates.append((lr, k)) or true(lr, **k))
+  job.prepare(config_of("paper"))
+  ((rate, options),) = rates
+  assert options == {"eps": 1e-4}
+  start = 0
+  for i in range(8):
+    end = start + 3_000 * 3**i
+    for step in (start, end - 1):
+      np.testing.assert_allclose(rate(step), 1e-3 * 10 ** (-i / 7), rtol=0.02)
+    start = end
+  assert start == 3_280 * 3_000
 
 
 def test_gaussian_likelihood_keeps_its_constant():

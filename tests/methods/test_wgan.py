@@ -1,24 +1,29 @@
 """WGAN: penalty and clipping against closed forms, directions, sizes, and that it learns."""
 
+import functools
 import importlib
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from flax import linen as nn
 
-from gm import core, errors, evaluation, inspection, job, loop, losses, optim, regularizers
+from gm import core, errors, evaluation, inspection, job, loop, losses
 from gm.methods import wgan
 from gm.nets import mlp
-from gm.probability import fit
 
 
 def config_of(variant, **changes):
   config = importlib.import_module("configs.wgan").get_config(variant)
   config.update_from_flattened_dict({"num_devices": 1, **changes})
   return config
+
+
+# 2 steps of the critic, on data and samples; see test_promises.py
+NORMS = {"model.g_norm": "batch", "model.d_norm": "batch"}
+PASSES = [("test_clip", NORMS, {"g": 3, "d": 4})]
 
 
 def train(config, workdir):
@@ -41,107 +46,143 @@ def test_the_authors_mnist_networks_have_their_sizes():
   assert stage["params"] == {"g": 1_554_177, "d": 1_030_145}
 
 
-def fit_critic(critic, params, loss, steps, lr, clip=None):
-  """Moves a critic alone, by Adam; with RMSProp and clipping where there is a clip."""
-  tx = optim.rmsprop(lr) if clip else optim.adam(lr)
+class Constant(nn.Module):
+  """G(z) = c on a line."""
+
+  @nn.compact
+  def __call__(self, z, train=True):
+    return jnp.broadcast_to(self.param("c", nn.initializers.constant(1.5), (1,)), (len(z), 1))
+
+
+class Parabola(nn.Module):
+  """f(x) = a x^2 / 2, of slope a |x|."""
+
+  @nn.compact
+  def __call__(self, x, train=True):
+    return self.param("a", nn.initializers.constant(1.0), ()) * jnp.sum(x**2, 1) / 2
+
+
+def test_a_step_by_hand_with_the_penalty_between_data_and_samples(monkeypatch):
+  """Data at 3, samples at 1.5: points u between are uniform, so the penalty is an integral. Adam's
+  averages have the gradients. G plays against the critic that has moved.
+  """
+  monkeypatch.setattr(wgan, "networks", lambda *args: (Constant(), Parabola()))
+  n, weight, lr = 65_536, 2.0, 1e-2
+  changes = {"batch_size": n, "lr": lr, "model.num_critic": 1, "model.gp_weight": weight}
+  (stage,) = job.prepare(config_of("line", **changes, **{"model.b1": 0.3})).stages
+  batch = {"point": jnp.full((n, 1), 3.0)}
+  state = stage.init(jax.random.key(0), batch, None)
+  after, found = jax.jit(stage.step)(state, batch, jax.random.key(1))
+  u = np.linspace(1.5, 3, 1_001)
+  mean = lambda y: np.trapezoid(y, u) / 1.5
+  near = functools.partial(np.testing.assert_allclose, rtol=0.01)  # four errors
+  near(found["penalty"], mean((u - 1) ** 2))
+  distance = (1.5**2 - 3**2) / 2
+  np.testing.assert_allclose(found["w_estimate"], -distance, rtol=1e-5)
+  np.testing.assert_allclose(found["loss_d"], distance + weight * found["penalty"], rtol=1e-5)
+  adam = after.opt["d"][0]
+  grad = adam.mu["d"]["a"] / 0.7
+  near(grad, distance + weight * mean(2 * (u - 1) * u))
+  np.testing.assert_allclose(adam.nu["d"]["a"], 0.1 * grad**2, rtol=1e-4)
+  a = 1 - lr * np.sign(grad)
+  np.testing.assert_allclose(after.params["d"]["a"], a, rtol=1e-5)
+  np.testing.assert_allclose(found["loss_g"], -a * 1.5**2 / 2, rtol=1e-5)
+  np.testing.assert_allclose(after.opt["g"][0].mu["g"]["c"] / 0.7, [-a * 1.5], rtol=1e-4)
+
+
+def test_each_step_of_the_critic_has_data_of_its_own_and_g_moves_once(monkeypatch):
+  """Of five steps, told by what f says of the data: together they are the batch."""
+  monkeypatch.setattr(wgan, "networks", lambda *args: (Constant(), Parabola()))
+  (stage,) = job.prepare(config_of("line", batch_size=4, lr=1e-30)).stages
+  x, seen, true = jnp.arange(20.0)[:, None], [], losses.wasserstein_d
+
+  def spy(real, fake):
+    jax.debug.callback(lambda real: seen.append(np.asarray(real)), real)
+    return true(real, fake)
+
+  state = stage.init(jax.random.key(0), {"point": x}, None)
+  monkeypatch.setattr(losses, "wasserstein_d", spy)
+  after, _ = jax.jit(stage.step)(state, {"point": x}, jax.random.key(1))
+  jax.effects_barrier()
+  assert len(seen) == 5
+  np.testing.assert_allclose(np.sort(np.concatenate(seen)), x[:, 0] ** 2 / 2, rtol=1e-6)
+  assert [int(after.opt[n][0].count) for n in ("d", "g")] == [5, 1]
+
+
+def fit_critic(monkeypatch, mean, num_steps, *, std=1.0, widths=(64, 64), **changes):
+  """The critic alone, moved by the method's own steps: data N(mean, std^2 I) against a G that
+  stands still and draws N(0, std^2 I).
+
+  Returns the state after, what the last step says, and the evaluation of 20,000 held-out points.
+  """
+  size = len(mean)
+  g, d = mlp.Generator((size,), (), output="none"), mlp.Discriminator(widths, activation="tanh")
+  monkeypatch.setattr(wgan, "networks", lambda *args: (g, d))
+  config = config_of("ring", **{"model.num_critic": 1, "model.z_dim": size, **changes})
+  (stage,) = wgan.stages(config, core.Info({"point": (size,)}))
+  true = core.move
+  of_d = lambda state, tx, grads, **slot: (
+    true(state, tx, grads, **slot) if "d" in grads else (state, {})
+  )
+  monkeypatch.setattr(core, "move", of_d)
+
+  def draw(key, n=config.batch_size):
+    return {"point": jnp.asarray(mean) + std * jax.random.normal(key, (n, size))}
 
   @jax.jit
-  def run(params):
-    def body(i, carry):
-      params, opt = carry
-      key = jax.random.fold_in(jax.random.key(9), i)
-      updates, opt = tx.update(jax.grad(loss)(params, key), opt)
-      params = optax.apply_updates(params, updates)
-      return regularizers.clip_weights(params, clip) if clip else params, opt
+  def run(key):
+    k_data, k_step, k_test = jax.random.split(key, 3)
+    state = stage.init(key, draw(k_test), None)
+    still = {"Dense_0": {"kernel": std * jnp.eye(size), "bias": jnp.zeros(size)}}
+    state = state.replace(params={**state.params, "g": still})
 
-    return jax.lax.fori_loop(0, steps, body, (params, tx.init(params)))[0]
+    def body(state, i):
+      return stage.step(state, draw(jax.random.fold_in(k_data, i)), jax.random.fold_in(k_step, i))
 
-  return run(params)
+    state, found = jax.lax.scan(body, state, jnp.arange(num_steps))
+    last = {k: v[-1] for k, v in found.items()}
+    return state, last, stage.evaluate(state, draw(k_test, 20_000), k_step)
+
+  return run(jax.random.key(0))
 
 
-def test_penalty_on_two_points_has_the_closed_form():
+def test_penalty_on_two_points_has_the_closed_form(monkeypatch):
   """Real at distance d from fake: W = d + d^2 / (2 weight), and -L_C = d + d^2 / (4 weight)."""
-  distance, weight = 2.0, 10.0
-  critic = mlp.Discriminator(widths=(64, 64), activation="tanh")
-  real = jnp.zeros((64, 2)).at[:, 0].set(distance)
-  fake = jnp.zeros((64, 2))
-  params, _ = core.build(critic, jax.random.key(0), real)
-  f = lambda p, x: critic.apply({"params": p}, x)
-
-  def loss(p, key):
-    between = regularizers.interpolate(key, real, fake)
-    penalty = regularizers.gradient_penalty(lambda x: f(p, x), between)
-    return losses.wasserstein_d(f(p, real), f(p, fake)) + weight * penalty
-
-  params = fit_critic(critic, params, loss, 1500, 3e-3)
-  estimate = -losses.wasserstein_d(f(params, real), f(params, fake))
-  assert 2.05 < estimate < 2.35  # 2.20
-  np.testing.assert_allclose(-loss(params, jax.random.key(3)), 2.10, atol=0.1)
+  changes = {"batch_size": 64, "lr": 3e-3, "model.gp_weight": 10.0}
+  _, found, _ = fit_critic(monkeypatch, (2.0, 0.0), 1_500, std=0.0, **changes)
+  assert 2.05 < found["w_estimate"] < 2.35  # 2.20
+  np.testing.assert_allclose(-found["loss_d"], 2.10, atol=0.1)
 
 
-def test_clipping_on_a_linear_critic_has_the_closed_form():
+def test_clipping_on_a_linear_critic_has_the_closed_form(monkeypatch):
   """With f = w.x and data shifted by v: w_i = c sign(v_i), and the estimate is c |v|_1."""
-  v, c = jnp.array([1.0, -2.0, 0.5]), 0.01
-  tx, w = optim.rmsprop(5e-4), jnp.zeros(3)
-  opt = tx.init(w)
-  for i in range(200):
-    x = jax.random.normal(jax.random.key(i), (64, 3))
-    loss = lambda w: losses.wasserstein_d((x + v) @ w, x @ w)
-    updates, opt = tx.update(jax.grad(loss)(w), opt)
-    w = regularizers.clip_weights(optax.apply_updates(w, updates), c)
-  np.testing.assert_allclose(w, c * jnp.sign(v), rtol=1e-6)
-  np.testing.assert_allclose(-loss(w), c * 3.5, rtol=1e-5)
+  v, c = (1.0, -2.0, 0.5), 0.01
+  changes = {"batch_size": 64, "lr": 5e-4, "model.lipschitz": "clip", "model.clip": c}
+  state, _, found = fit_critic(monkeypatch, v, 200, widths=(), **changes)
+  w = state.params["d"]["Dense_0"]["kernel"][:, 0]
+  np.testing.assert_allclose(w, c * np.sign(v), rtol=1e-6)
+  np.testing.assert_allclose(found["w_estimate"], c * 3.5, rtol=0.02)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_critic_estimates_the_distance_of_two_gaussians_on_a_line(shift):
-  """W1 of N(0, 1) and N(shift, 1) is shift; with a large penalty the estimate is within 10 %."""
-  critic = mlp.Discriminator(widths=(64, 64), activation="tanh")
-  params, _ = core.build(critic, jax.random.key(0), jnp.zeros((2, 1)))
-  f = lambda p, x: critic.apply({"params": p}, x)
+def test_critic_estimates_the_distance_of_two_gaussians_on_a_line(monkeypatch, shift):
+  """W1 of N(0, 1) and N(shift, 1) is shift; with a large penalty the estimate is within 10 %.
 
-  def draw(key):
-    x = jax.random.normal(key, (2, 512, 1))
-    return x[0] + shift, x[1]
-
-  def loss(p, key):
-    k_data, k_between = jax.random.split(key)
-    real, fake = draw(k_data)
-    between = regularizers.interpolate(k_between, real, fake)
-    penalty = regularizers.gradient_penalty(lambda x: f(p, x), between, one_sided=True)
-    return losses.wasserstein_d(f(p, real), f(p, fake)) + 50.0 * penalty
-
-  params = fit_critic(critic, params, loss, 2000, 2e-3)
-  real, fake = (jnp.concatenate(x) for x in zip(*(draw(jax.random.key(i)) for i in range(40))))
-  estimate = -losses.wasserstein_d(f(params, real), f(params, fake))
-  np.testing.assert_allclose(fit.wasserstein_1d(real[:, 0], fake[:, 0]), shift, rtol=0.02)
-  np.testing.assert_allclose(estimate, shift, rtol=0.10)
+  It has to be one-sided: a slope of -1 costs nothing either, and a large penalty would hold it.
+  """
+  changes = {"batch_size": 256, "lr": 2e-3, "model.gp_weight": 50.0, "model.penalty": "one_sided"}
+  _, _, found = fit_critic(monkeypatch, (shift,), 600, **changes)
+  np.testing.assert_allclose(found["w_exact"], shift, rtol=0.02)
+  np.testing.assert_allclose(found["w_estimate"], shift, rtol=0.10)
 
 
-def test_slope_is_near_one_with_the_penalty_and_not_with_clipping():
+def test_slope_is_near_one_with_the_penalty_and_not_with_clipping(monkeypatch):
   """On lines between held-out pairs of two Gaussians in the plane."""
-  critic = mlp.Discriminator(widths=(64, 64), activation="tanh")
-  params, _ = core.build(critic, jax.random.key(0), jnp.zeros((2, 2)))
-  f = lambda p, x: critic.apply({"params": p}, x)
-
-  def draw(key):
-    real, fake = jax.random.normal(key, (2, 256, 2))
-    return real + 2.0, fake
-
-  def distance(p, key):
-    real, fake = draw(key)
-    return losses.wasserstein_d(f(p, real), f(p, fake))
-
-  def penalised(p, key):
-    between = regularizers.interpolate(key, *draw(key))
-    return distance(p, key) + 10.0 * regularizers.gradient_penalty(lambda x: f(p, x), between)
-
-  def slope(p):
-    between = regularizers.interpolate(jax.random.key(1), *draw(jax.random.key(2)))
-    return regularizers.gradient_norm(lambda x: f(p, x), between).mean()
-
-  assert 0.8 < slope(fit_critic(critic, params, penalised, 1000, 2e-3)) < 1.3
-  assert slope(fit_critic(critic, params, distance, 1000, 2e-3, clip=0.01)) < 0.2
+  changes = {"batch_size": 128, "lr": 2e-3, "model.gp_weight": 10.0}
+  penalised = fit_critic(monkeypatch, (2.0, 2.0), 500, **changes)[2]
+  assert 0.8 < penalised["slope"] < 1.3
+  clipped = fit_critic(monkeypatch, (2.0, 2.0), 500, **changes, **{"model.lipschitz": "clip"})[2]
+  assert clipped["slope"] < 0.2
 
 
 @pytest.mark.parametrize("kind, gentle, steep", [("two_sided", 0.25, 4), ("one_sided", 0, 4)])

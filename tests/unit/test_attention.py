@@ -113,16 +113,16 @@ def test_context_and_mask():
 
 def test_self_attention_by_hand():
   """Against NumPy, with gamma set; the identity where it is 0."""
-  x, net = normal(0, 2, 4, 6, 8), attention.SelfAttention()
+  x, net = normal(0, 2, 4, 6, 24), attention.SelfAttention()  # of 3 features, so a scale shows
   variables = jax.jit(net.init)(jax.random.key(0), x)
   np.testing.assert_array_equal(net.apply(variables, x), x)
   p = variables["params"]
   kernels = {n: np.asarray(p[n]["kernel"][0, 0], np.float64) for n in ("theta", "phi", "g", "o")}
   assert {n: k.shape for n, k in kernels.items()} == {
-    "theta": (8, 1),
-    "phi": (8, 1),
-    "g": (8, 4),
-    "o": (4, 8),
+    "theta": (24, 3),
+    "phi": (24, 3),
+    "g": (24, 12),
+    "o": (12, 24),
   }
   pool = lambda a: a.reshape(2, 2, 2, 3, 2, -1).max((2, 4)).reshape(2, 6, -1)
   theta = (x @ kernels["theta"]).reshape(2, 24, -1)
