@@ -292,7 +292,7 @@ def test_mixing():
   @quick
   @jax.vmap
   def draw(key):
-    return method.mix(key, first, second, num, prob=0.9)[..., 0]
+    return stylegan2.mix(key, first, second, num, prob=0.9)[..., 0]
 
   ws = np.asarray(draw(jax.random.split(jax.random.key(0), 8_000)))
   assert (ws == ws[:, :1]).all()  # one cut for the batch
@@ -594,8 +594,8 @@ def test_average_follows_the_generator(played):
 
 def test_samples_are_those_of_the_averaged_generator_truncated(played):
   mean, w = jnp.array([1.0, 2.0]), normal(0, 5, 2)
-  np.testing.assert_allclose(method.truncate(w, mean, 1.0), w, atol=1e-6)
-  np.testing.assert_allclose(method.truncate(w, mean, 0.0), jnp.broadcast_to(mean, w.shape))
+  np.testing.assert_allclose(stylegan2.truncate(w, mean, 1.0), w, atol=1e-6)
+  np.testing.assert_allclose(stylegan2.truncate(w, mean, 0.0), jnp.broadcast_to(mean, w.shape))
   state = played.state.replace(stats={"w_avg": normal(1, 4)})
   for psi, alike in ((0.0, True), (1.0, False)):
     still = Game(**{"data.image_size": 8, "model.psi": psi, "model.noise": "const"})
