@@ -454,7 +454,7 @@ def test_styles_are_mixed_in_every_move(moves_of, monkeypatch):
 
   paint = lambda self, v, ws, maps: jnp.ones((len(ws), 4, 4, 1)) * look(ws[:, 0], ws[:, 1])
   look = lambda first, later: (first + 2 * later).mean(1)[:, None, None, None]
-  monkeypatch.setattr(method, "mix", mix)
+  monkeypatch.setattr(stylegan2, "mix", mix)
   monkeypatch.setattr(method, "path_lengths", lengths)
   monkeypatch.setattr(stylegan2.Synthesis, "apply", paint)
   monkeypatch.setattr(stylegan2.Discriminator, "apply", linear)
@@ -478,7 +478,7 @@ def test_d_sees_augmented_images_only_and_r1_is_taken_before(moves_of, monkeypat
   monkeypatch.setattr(stylegan2.Discriminator, "apply", linear)
   monkeypatch.setattr(method, "path_lengths", lambda generate, ws, key: jnp.ones(len(ws)))
   monkeypatch.setattr(
-    method, "mix", lambda key, first, second, num, prob: first[:, None] + 0 * A[0]
+    stylegan2, "mix", lambda key, first, second, num, prob: first[:, None] + 0 * A[0]
   )
   monkeypatch.setattr(
     stylegan2.Synthesis, "apply", lambda self, v, ws, maps: maps.reshape(-1, 4, 4, 1)
@@ -489,7 +489,7 @@ def test_d_sees_augmented_images_only_and_r1_is_taken_before(moves_of, monkeypat
     counts.append(len(x))
     return 2 * x
 
-  monkeypatch.setattr(method.augment, "adaptive", double)
+  monkeypatch.setattr(method.ada, "augment", double)
   g, _, d, r1 = moves_of(game)[1]
   score = lambda x: 2 * np.reshape(x, (-1, 16)) @ np.reshape(A, 16)
   real = score(game.batch["image"])
