@@ -82,9 +82,14 @@ class Stage(NamedTuple):
   sample: (
     Callable  # (state, batch, key) -> Batch; batch gives the conditioning and the number of outputs
   )
-  evaluate: Callable = nothing  # (state, batch, key) -> metrics on held-out data
+  # (state, batch, key) -> metrics of held-out data: a scalar is a mean over the batch and counts by
+  # its rows; an array [B, ...] has an entry per example, and all of the split go to `conclude`
+  evaluate: Callable = nothing
   show: Callable = nothing  # (state, batch, key) -> {name: pictures or a plot}, samples.write_show
   data: Mapping = MappingProxyType({})  # overrides of config.data (and batch_size) for this stage
+  # ({name: [N, ...]}, key) -> metrics of the arrays that `evaluate` gave, over the whole split:
+  # those that need variety or would depend on the batch
+  conclude: Callable | None = None
 
 
 def batch_shapes(

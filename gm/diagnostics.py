@@ -102,6 +102,7 @@ def generator_gradients(logits: Callable, params: Any) -> dict[str, jax.Array]:
     params: of G.
 
   Returns:
+    of the gradient of this batch, as a step feels it, noise and all, so compare equal batch sizes:
     gradnorm_minimax and gradnorm_nonsaturating, the norms of the gradients of -E softplus(s) and
     E softplus(-s); grad_ratio, the first over the second; dead_g, the share of G's units that get
     none of either.

@@ -1,16 +1,19 @@
 """Evaluation and sampling of a stage: held-out metrics, metrics of samples, pictures.
 
 All of it runs jitted in batches from (config, state) alone; training calls it as it goes, and
-`--mode=eval|sample` from a workdir.
+`--mode=eval|sample` from a workdir. Data are read in the one constant order of `job.load`, so the
+first rows of a split are a random sample of it, however the set is stored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +21,8 @@ from ml_collections import ConfigDict
 
 from gm import core, sharding
 from gm.errors import UserError, user_input
-from gm.job import Job, load, prepare, restore
-from gm.workdir import record, samples
+from gm.job import Job, load, origin, prepare, restore
+from gm.workdir import plots, record, samples
 
 NUM_TILES = 64  # examples in a picture of fixed noise
 NUM_POINTS = 2_500  # examples in a plot of points or rows
@@ -29,8 +32,8 @@ NUM_SHOWN = 1_000  # examples that Stage.show gets, fewer if they are large
 class Evaluator:
   """Draws from and measures the states of one stage.
 
-  The rows of the test split, in their order, give the conditioning; keys are fixed, so pictures and
-  numbers of different steps can be compared.
+  The rows of the test split, in their constant order and over and over, give the conditioning; keys
+  are fixed, so pictures and numbers of different steps can be compared.
   """
 
   def __init__(self, job: Job, index: int):
@@ -41,18 +44,19 @@ class Evaluator:
 
     def on_rows(function):  # every process gets the whole result
       def call(state, rows, key):
-        with sharding.over(job.mesh):
+        mesh = sharding.over(job.mesh) if self._even(rows) else contextlib.nullcontext()
+        with mesh:
           return function(state, source.decode(rows), key)
 
       return jax.jit(call, out_shardings=sharding.replicated(job.mesh))
 
     def sample(state, batch, key):
       found = self.stage.sample(state, batch, key)
-      even = all(x.shape[0] % job.mesh.size == 0 for x in jax.tree.leaves(found))
-      return core.shard(found) if even else found
+      return core.shard(found) if self._even(found) else found
 
     self._sample, self._show = on_rows(sample), on_rows(self.stage.show)
     self._evaluate = on_rows(self.stage.evaluate)
+    self._conclude = jax.jit(self.stage.conclude) if self.stage.conclude else None
 
   def evaluate(self, state: core.State) -> dict[str, float]:
     """Returns the stage's own metrics on the test split, and config.metrics of samples."""
@@ -65,33 +69,38 @@ class Evaluator:
     return {k: float(v) for k, v in found.items()}
 
   def real(self, num: int) -> dict[str, np.ndarray]:
-    """Returns up to `num` real examples of config.reference_split."""
+    """Returns up to `num` real examples of config.reference_split, a random sample of it."""
     split = self.job.config.reference_split
-    source = load(self.job, self.index, split, shuffle=False, whole=True)
-    rows = source.batch(0, min(num, source.num_examples))
-    return jax.tree.map(np.asarray, source.decode(rows))
+    if split == "test":
+      return self._decoded(self.source, num)
+    return self._decoded(load(self.job, self.index, split, shuffle=False, whole=True), num)
 
   def draw(self, state: core.State, num: int) -> dict[str, np.ndarray]:
     """Returns `num` samples, {name: [num, ...]}."""
-    size, parts = self.job.sizes[self.index], []
-    for i in range(-(-num // size)):
+    size = self.job.sizes[self.index]
+
+    def part(i):
       key = jax.random.fold_in(self.keys["sample"], i)
-      parts.append(jax.device_get(self._sample(state, self._rows(i, size), key)))
-    return {k: np.concatenate([p[k] for p in parts])[:num] for k in parts[0]}
+      return jax.device_get(self._sample(state, self._place(self.source.batch(i, size)), key))
+
+    return join((part(i) for i in range(-(-num // size))), num)
 
   def write_samples(self, workdir: str, state: core.State) -> None:
     """Writes samples/<stage>_<step>.png, or what suits the kind of data."""
-    if {"point", "row"} & set(self.info.shape):
+    many = {"point", "row"} & set(self.info.shape)
+    if many:
       batch = self.draw(state, NUM_POINTS)
     else:
       batch = jax.device_get(self._sample(state, self._tiles(), self.keys["sample"]))
-    real = jax.tree.map(np.asarray, self.source.decode(self.source.batch(0, NUM_POINTS)))
+    real = {}  # only plots show real data behind
+    if set(plots.BY_KIND) & set(self.info.shape):
+      real = self._decoded(self.source, NUM_POINTS if many else NUM_TILES)
     samples.write_samples(workdir, self.stage.name, int(state.step), batch, real, self.info)
 
   def write_extra(self, workdir: str, state: core.State) -> None:
     """Writes the stage's other pictures: interpolations, reconstructions, manifolds."""
     each = sum(math.prod(shape) for shape in self.info.shape.values())
-    num = int(np.clip(2**22 // each, NUM_TILES, NUM_SHOWN))
+    num = int(np.clip(min(2**22 // each, self.source.num_examples), NUM_TILES, NUM_SHOWN))
     found = jax.device_get(self._show(state, self._tiles(num), self.keys["show"]))
     samples.write_show(workdir, self.stage.name, int(state.step), found, self.info)
 
@@ -102,9 +111,9 @@ class Evaluator:
     nets = [getattr(metric, "feature_net", "") for metric in self.metrics.values()]
     protocol = {
       "num_samples": config.num_eval_samples if self.metrics else 0,
-      "num_held_out": self.source.num_examples,
+      "num_held_out": 0 if self.stage.evaluate is core.nothing else self.source.num_examples,
       "seed": config.seed,
-      "data": f"{config.data.source}:{config.data.name}",
+      "data": origin(self.job, self.source),
       "reference_split": config.reference_split,
       "feature_net": ", ".join(dict.fromkeys(filter(None, nets))) or "none",
       "seconds": round(time.perf_counter() - start, 1),
@@ -115,25 +124,86 @@ class Evaluator:
     return metrics
 
   def _held_out(self, state: core.State) -> dict[str, float]:
-    size = self._even_size()
-    count, sums = max(1, self.source.num_examples // size), {}
-    for i in range(count):
-      key = jax.random.fold_in(self.keys["evaluate"], i)
-      found = jax.device_get(self._evaluate(state, self._rows(i, size), key))
-      sums = {k: sums.get(k, 0.0) + float(v) for k, v in found.items()}
-    return {k: v / count for k, v in sums.items()}
+    """Every example of the test split counts once, whatever the batch and the devices."""
+    num = self.source.num_examples
+    size = even_size(num, self.job.sizes[self.index], self.job.mesh.size)
+    keys, sums, parts = self.keys["evaluate"], {}, []
+    for i, rows in enumerate(batches(self.source, num, size)):
+      placed = self._place(rows)
+      found = jax.device_get(self._evaluate(state, placed, jax.random.fold_in(keys, i)))
+      parts.append({k: x for k, x in found.items() if np.ndim(x)})
+      count = min(size, num - i * size)
+      sums = {k: sums.get(k, 0.0) + count * float(x) for k, x in found.items() if not np.ndim(x)}
+    means = {k: x / num for k, x in sums.items()}
+    if not parts[0]:
+      return means
+    key = jax.random.fold_in(keys, num)  # of no batch, and the same whatever their size
+    return means | jax.device_get(self._conclude(join(parts, num), key))
 
-  def _even_size(self) -> int:
-    """The largest batch that divides split and devices evenly; the batch size if that is tiny."""
-    limit, num = self.job.sizes[self.index], self.source.num_examples
-    even = [n for n in range(1, limit + 1) if num % n == 0 and n % self.job.mesh.size == 0]
-    return even[-1] if even and 4 * even[-1] > limit else limit
+  def _decoded(self, source: core.Source, num: int) -> dict[str, np.ndarray]:
+    """The first `num` rows, or as many as there are, decoded a batch at a time to save memory."""
+    num = min(num, source.num_examples)
+    size = even_size(num, self.job.sizes[self.index])
+    parts = (jax.device_get(source.decode(rows)) for rows in batches(source, num, size))
+    return join(parts, num)
 
-  def _rows(self, i: int, size: int) -> dict:
-    return jax.device_put(self.source.batch(i, size), sharding.batched(self.job.mesh))
+  def _even(self, tree: Any) -> bool:
+    return all(len(x) % self.job.mesh.size == 0 for x in jax.tree.leaves(tree))
+
+  def _place(self, rows: dict) -> dict:
+    """Splits rows over the devices; each gets all of them where they do not divide."""
+    mesh = self.job.mesh
+    even = self._even(rows)
+    return jax.device_put(rows, sharding.batched(mesh) if even else sharding.replicated(mesh))
 
   def _tiles(self, num: int = NUM_TILES) -> dict:
     return jax.device_put(self.source.batch(0, num), sharding.replicated(self.job.mesh))
+
+
+def even_size(num: int, limit: int, num_devices: int = 1) -> int:
+  """The size of batches in which `num` rows are read, none of them tiny.
+
+  Args:
+    num: rows.
+    limit: the largest size, a multiple of num_devices.
+    num_devices: that a batch is split over.
+
+  Returns:
+    A multiple of num_devices: the largest that divides the rows evenly, so that all batches are of
+    one shape; where that is small the one whose last batch is smaller by as little as can be.
+
+  >>> even_size(1_000, 64), even_size(97, 64), even_size(97, 64, 2)  # 20 x 50; 49 + 48; 50 + 47
+  (50, 49, 50)
+  """
+  even = [n for n in range(num_devices, limit + 1, num_devices) if num % n == 0]
+  if even and 4 * even[-1] > limit:
+    return even[-1]
+  parts = -(-num // limit)
+  return -(-num // (parts * num_devices)) * num_devices
+
+
+def batches(source: core.Source, num: int, size: int) -> Iterator[dict]:
+  """The first `num` rows of a source, `size` at a time; the last batch has what is left."""
+  for i in range(-(-num // size)):
+    yield {k: x[: num - i * size] for k, x in source.batch(i, size).items()}
+
+
+def join(parts: Iterable[dict], num: int) -> dict[str, np.ndarray]:
+  """Joins {name: [B, ...]} to {name: [num, ...]}, what is beyond left out.
+
+  Each part can go when it is copied, so there is never twice the whole.
+
+  >>> join(({"x": np.arange(3) + i} for i in (0, 10)), 5)["x"].tolist()
+  [0, 1, 2, 10, 11]
+  """
+  found, start = {}, 0
+  for part in parts:
+    for name, x in part.items():
+      if name not in found:
+        found[name] = np.empty((num, *x.shape[1:]), x.dtype)
+      found[name][start : start + len(x)] = x[: num - start]
+    start += len(x)  # of one length, all of them
+  return found
 
 
 def find_metric(name: str) -> Callable:

@@ -213,8 +213,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def evaluate(state, batch, key):
     k = core.keys(key, "noise", "drop", "value")
-    x = batch[data][: len(batch[data]) // m.pack * m.pack]
-    z = noise(k.noise, len(x))
+    x = batch[data]
+    z = noise(k.noise, -(-len(x) // m.pack) * m.pack)  # whole packs
 
     def logits(params):
       return D(state.params["d"], G(params, state.stats["g"], z)[0], k.drop)

@@ -26,7 +26,7 @@ from flax import traverse_util
 
 from gm import augment, core, flags, losses, optim, pictures, regularizers
 from gm.nets import progan
-from gm.nn import resample
+from gm.nn import minibatch, resample
 
 
 class Phase(NamedTuple):
@@ -200,11 +200,10 @@ def _stage(config, phase: Phase, channels: int) -> core.Stage:
 
   def evaluate(state, batch, key):
     """The critic's estimate on held-out images, of the G that it plays against."""
-    t, n = phase.old_share(state.step), len(batch["image"])
-    n -= n % min(m.stddev_group or n, n)  # D compares whole groups
-    f = lambda x: D(state.params["d"], x, t)
-    fake = G(state.params["g"], noise(key, n), t)
-    return {"w_estimate": -losses.wasserstein_d(f(reals(batch["image"][:n], t)), f(fake))}
+    t, x = phase.old_share(state.step), batch["image"]
+    f = lambda x: D(state.params["d"], minibatch.complete(x, m.stddev_group), t)[: len(x)]
+    fake = G(state.params["g"], noise(key, len(x)), t)
+    return {"w_estimate": -losses.wasserstein_d(f(reals(x, t)), f(fake))}
 
   def show(state, batch, key):
     start, end = noise(key, 16).reshape(2, 8, m.z_dim)

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from gm import ada, augment, core, diagnostics, flags, losses, optim, pictures, regularizers
 from gm.nets import stylegan2
+from gm.nn import minibatch
 
 NOISES = ("random", "const", "none")  # of samples: of each its own, of all the same, none
 ADA_EVERY = 4  # steps between moves of p
@@ -251,9 +252,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
     D's level moves by 1 or more from step to step, so a gap is that of one state only.
     """
-    n = len(batch["image"])
-    n -= n % min(m.stddev_group or n, n)  # D compares whole groups
-    return {"logit_held_out": D(state.params["d"], batch["image"][:n]).mean()}
+    x = batch["image"]
+    logits = D(state.params["d"], minibatch.complete(x, m.stddev_group))
+    return {"logit_held_out": logits[: len(x)].mean()}
 
   def show(state, batch, key):
     w = F(state.ema["g"], jax.random.normal(key, (16, m.z_dim))).reshape(2, 8, m.w_dim)

@@ -164,9 +164,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     between = regularizers.interpolate(k.between, x, fake)
     slope = regularizers.gradient_norm(f, between)
     found = {"w_estimate": -losses.wasserstein_d(f(x), f(fake)), "slope": slope.mean()}
-    if x.shape[1:] == (1,):
-      return {**found, "w_exact": fit.wasserstein_1d(x[:, 0], fake[:, 0])}
-    return found
+    return {**found, "real": x, "fake": fake} if x.shape[1:] == (1,) else found
+
+  def conclude(found, key):
+    return {"w_exact": fit.wasserstein_1d(found["real"][:, 0], found["fake"][:, 0])}
 
   def show(state, batch, key):
     if data != "image":
@@ -175,4 +176,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
 
   one_step = {"batch_size": config.batch_size * m.num_critic}
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show, one_step)]
+  return [
+    core.Stage(
+      "train", config.num_steps, init, step, sample, evaluate, show, one_step, conclude=conclude
+    )
+  ]

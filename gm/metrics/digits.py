@@ -170,7 +170,7 @@ def export(workdir: str, path: pathlib.Path = WEIGHTS) -> dict:
     "num_test": evaluator.source.num_examples,
     "steps": int(state.step),
     "batch_size": config.batch_size,
-    "data": f"{config.data.source}:{config.data.name}",
+    "data": evaluation.origin(evaluator.job, evaluator.source),
     "seed": config.seed,
   }
   variables = {"params": rounded["c"]}

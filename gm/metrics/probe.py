@@ -18,8 +18,8 @@ def linear(
   """Accuracy of a linear classifier on a network's features of held-out images.
 
   The images are those of the test split, whose labels training has not seen; where they come round
-  again, the rows after are left out. They are cut into 5 folds, and each is classified by ridge
-  regression on the other four.
+  again, the rows after are left out. They are cut at random into 5 folds, and each is classified by
+  ridge regression on the other four.
 
   Args:
     fake: "feature" [N, F] and "data_label" [N] of held-out images, in the split's order.
@@ -50,7 +50,7 @@ def linear(
   x, y = x[:num], y[:num]
   if num < 2 * FOLDS:
     raise ValueError(f"{num} images are too few for {FOLDS} folds: raise --config.num_eval_samples")
-  fold, right = np.arange(num) % FOLDS, 0
+  fold, right = np.random.default_rng(0).permutation(num) % FOLDS, 0
   for i in range(FOLDS):
     known = fold != i
     found = ridge(x[known], y[known], x[~known])

@@ -27,7 +27,7 @@ def wasserstein(
 
   Args:
     fake: "image" [N, H, W, C]; values are clipped to [-1, 1].
-    real: "image" [M, H, W, C]; min(N, M) images of each are compared.
+    real: "image" [M, H, W, C]; min(N, M) images of each, chosen at random, are compared.
     info: not used.
 
   Returns:
@@ -49,8 +49,9 @@ def wasserstein(
       " --config.metrics, or use data with images"
     )
   num = min(len(x), len(y))
+  some = lambda z: z if len(z) == num else np.random.default_rng(0).permutation(z)[:num]
   found = {}
-  for a, b in zip(pyramid(x[:num]), pyramid(y[:num])):
+  for a, b in zip(pyramid(some(x)), pyramid(some(y))):
     found[f"swd_{min(a.shape[1:3])}"] = 1000 * _distance(_patches(a), _patches(b))
   return {**found, "swd": float(np.mean(list(found.values())))}
 

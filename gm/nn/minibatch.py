@@ -44,3 +44,22 @@ def stddev(x: jax.Array, *, group: int = 4, features: int = 1, eps: float = 1e-8
   s = jnp.sqrt(jnp.mean(y * y, 0) + eps).mean((1, 3))  # [groups, features]
   s = jnp.tile(s, (size, 1))[:, None, None].astype(x.dtype)
   return jnp.concatenate([x, jnp.broadcast_to(s, (n, h, w, features))], -1)
+
+
+def complete(x: jax.Array, group: int = 4) -> jax.Array:
+  """Appends as many of the first samples again as the last group of `stddev` lacks.
+
+  So any number of samples can be scored; the scores of those that are appended are left out.
+
+  Args:
+    x: [B, ...].
+    group: as of `stddev`.
+
+  Returns:
+    [B, ...] with B rounded up to a multiple of min(group, B).
+
+  >>> complete(jnp.arange(5), 4).tolist(), complete(jnp.arange(3), 4).tolist()
+  ([0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2])
+  """
+  n = len(x)
+  return jnp.concatenate([x, x[: -n % min(group or n, n)]])

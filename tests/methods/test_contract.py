@@ -210,7 +210,15 @@ def test_sample_and_evaluate(name):
       assert x.shape[0] == done.job.sizes[i] and np.isfinite(x).all()
     again = jax.jit(stage.sample)(state, batch, key["sample"])
     jax.tree.map(np.testing.assert_array_equal, out, again)
-    for metric, value in jax.jit(stage.evaluate)(state, batch, key["evaluate"]).items():
+    found = jax.jit(stage.evaluate)(state, batch, key["evaluate"])
+    arrays = {k: x for k, x in found.items() if x.ndim}
+    assert all(len(x) == done.job.sizes[i] for x in arrays.values())
+    if arrays:  # else there is nothing to conclude from
+      more = jax.jit(stage.conclude)(arrays, key["evaluate"])
+      check_key_reuse(stage.conclude, arrays, key["evaluate"])
+      assert not found.keys() & more.keys()
+      found = more | {k: x for k, x in found.items() if not x.ndim}
+    for metric, value in found.items():
       assert value.shape == () and np.isfinite(value), metric
 
 

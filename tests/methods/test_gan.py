@@ -251,10 +251,12 @@ def test_the_best_discriminator_of_two_normal_laws():
 # ------------------------------------------------------------------------------------- remedies
 
 
+SMALL = {"model.z_dim": 2, "model.g_widths": (8,), "model.d_widths": (8,)}
+
+
 def collapse_step(x, **changes):
   """The first state of a small `collapse` on points [B, 2], and its compiled step."""
-  small = {"model.z_dim": 2, "model.g_widths": (8,), "model.d_widths": (8,)}
-  config = config_of("collapse", batch_size=len(x), **small, **changes)
+  config = config_of("collapse", batch_size=len(x), **SMALL, **changes)
   (stage,) = job.prepare(config).stages
   step = jax.jit(stage.step, compiler_options={"xla_backend_optimization_level": 0})
   state = stage.init(jax.random.key(0), {"point": x}, None)
@@ -276,6 +278,11 @@ def test_packs_are_judged_as_one():
   )[0]
   real, fake = (jnp.stack([score(v[i : i + 3]) for i in (0, 3, 6, 9)]) for v in (x, fake))
   np.testing.assert_allclose(found["loss_d"], losses.bce_d(real, fake), rtol=1e-5)
+  config = config_of("collapse", batch_size=12, **SMALL, **{"model.pack": 3})
+  (stage,) = job.prepare(config).stages
+  evaluate = jax.jit(stage.evaluate, compiler_options={"xla_backend_optimization_level": 0})
+  found = evaluate(state, {"point": x[:1]}, jax.random.key(1))  # any number of held-out points
+  assert all(np.isfinite(value) for value in found.values())
   with pytest.raises(
     errors.UserError, match=r"packs of 5 do not divide a batch of 256.*model.pack"
   ):

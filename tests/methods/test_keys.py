@@ -171,6 +171,10 @@ def test_every_draw_has_a_key_of_its_own(name):
         calls["init"] = (key, batch, made.templates[i - 1] if i else None)
         calls["sample"] = calls["evaluate"] = (state, batch, key)
         calls["show"] = (state, tiles, key)
+        found = jax.eval_shape(stage.evaluate, state, batch, jax.random.key(0))
+        arrays = {k: x for k, x in found.items() if x.ndim}
+        if arrays:
+          calls["conclude"] = (arrays, key)
       for what, args in calls.items():
         assert not faults(getattr(stage, what), *args), f"{what}, {accumulate} parts"
         draws += len(LOG)

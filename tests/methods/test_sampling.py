@@ -32,7 +32,8 @@ def found(variant, **changes):
 
   @jax.jit
   def both(state, batch):
-    return stage.sample(state, batch, KEY)["point"], stage.evaluate(state, batch, KEY)
+    found = stage.conclude(stage.evaluate(state, batch, None), KEY)
+    return stage.sample(state, batch, KEY)["point"], found
 
   x, metrics = both(state, real)
   assert x.shape == real["point"].shape and x.dtype == jnp.float32

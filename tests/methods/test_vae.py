@@ -11,6 +11,7 @@ import pytest
 
 from gm import core, errors, feed, inspection, job, loop, optim, steps
 from gm.data import installed
+from gm.methods import vae
 from gm.nets import mlp
 from gm.probability import likelihood, linear_gaussian
 
@@ -296,7 +297,7 @@ def test_an_unknown_likelihood_is_refused():
 
 
 def test_the_rate_is_information_and_marginal_divergence():
-  """Information is 0 where q(z|x) is the same for all x, and log B where no two overlap."""
+  """Information is 0 where q(z|x) is the same for all x, and log N where no two overlap."""
   made = job.prepare(config_of("test", **{"model.one_var": True}))
   batch = {"image": jnp.tanh(jax.random.normal(jax.random.key(0), (8, 28, 28, 1)))}
   state = made.stages[0].init(jax.random.key(1), batch, None)
@@ -304,9 +305,23 @@ def test_the_rate_is_information_and_marginal_divergence():
   for scale, information in ((0.0, 0.0), (1e3, np.log(8))):
     enc = jax.tree.map(lambda w, scale=scale: scale * w, state.params["enc"])
     found = evaluate(state.replace(params={**state.params, "enc": enc}), batch, jax.random.key(2))
-    np.testing.assert_allclose(found["mutual_information"], information, atol=1e-4)
-    total = found["mutual_information"] + found["marginal_kl"]
+    whole = made.stages[0].conclude(found, None)
+    np.testing.assert_allclose(whole["mutual_information"], information, atol=1e-4)
+    total = whole["mutual_information"] + whole["marginal_kl"]
     np.testing.assert_allclose(total, found["rate"], rtol=1e-5)
+
+
+def test_information_is_the_mean_gap_of_log_densities():
+  """Of every draw under its own posterior and under the mean of all, by densities written out."""
+  rng = np.random.default_rng(0)
+  eps, mean, log_var = rng.standard_normal((3, 30, 2))
+  z = mean + np.exp(0.5 * log_var) * eps
+  square = (z[:, None] - mean) ** 2 / np.exp(log_var) + log_var + np.log(2 * np.pi)
+  q = np.exp(-0.5 * square.sum(2))  # of z_i under posterior j
+  expected = np.log(np.diag(q) / q.mean(1)).mean()
+  assert 0.5 < expected < 2.5
+  found = vae.information(*(jnp.asarray(x, jnp.float32) for x in (z, mean, log_var)))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("num_latents", "optimum"), [(2, 0.005707), (8, 14.209788)])

@@ -233,6 +233,17 @@ def test_directions_and_routing(variant):
     core.move = true
 
 
+def test_the_exact_distance_on_a_line_is_that_of_all_held_out_points():
+  """They are gathered from all batches and sorted together, not compared row by row."""
+  made = job.prepare(config_of("line"))
+  (stage,), (template,) = made.stages, made.templates
+  batch = {"point": jnp.zeros((6, 1)), "label": jnp.zeros(6, jnp.int32)}
+  found = jax.eval_shape(stage.evaluate, template, batch, made.keys[0]["evaluate"])
+  assert found["real"].shape == found["fake"].shape == (6, 1)
+  whole = {"real": jnp.array([[0.0], [6.0]]), "fake": jnp.array([[7.0], [3.0]])}
+  assert float(stage.conclude(whole, None)["w_exact"]) == (3 + 1) / 2  # row by row 7 and 3
+
+
 def test_clipping_bounds_every_weight_and_the_penalty_none():
   for variant, bounded in (("test_clip", True), ("test", False)):
     made = job.prepare(config_of(variant))

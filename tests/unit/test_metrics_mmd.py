@@ -78,6 +78,15 @@ def test_codes_of_other_laws():
   assert line["code_ks"] < 0.073 and line["code_mmd"] > 0.03
 
 
+def test_codes_may_come_in_any_order():
+  """As where a class has its own part of the prior, and classes stand together."""
+  z, latent = np.random.default_rng(0).standard_normal((2, 2_000, 2))
+  in_order = lambda x: x[np.argsort(x[:, 0])]
+  found = codes(in_order(z), in_order(latent))
+  assert abs(found["code_mmd"]) < 0.005 and abs(found["code_mmd_self"]) < 0.01
+  assert found["code_ks"] < 0.073
+
+
 def test_the_prior_alone_sets_the_unit():
   """The same codes and draws in other units give the same; the bandwidth is not the codes'."""
   z, latent = np.random.default_rng(0).standard_normal((2, 500, 2))

@@ -29,6 +29,12 @@ def test_a_class_that_is_in_the_features_is_found_and_one_that_is_not_is_not():
   assert blind["probe_accuracy"] < 0.35
 
 
+def test_classes_that_take_turns_are_in_every_fold():
+  label, noise = np.arange(500) % 10, np.random.default_rng(0).standard_normal((500, 20))
+  seen = {"feature": noise + 5 * np.eye(20)[label], "data_label": label}
+  assert probe.linear(seen, {}, Info({}))["probe_accuracy"] > 0.97
+
+
 def test_images_that_come_round_again_count_once():
   """Else a test image would be among those that the classifier knows."""
   rng = np.random.default_rng(0)

@@ -35,6 +35,17 @@ def test_equal_sets_are_at_0_and_noise_moves_them_apart():
   assert found == sorted(found) and found[-1] > 3 * found[0]
 
 
+def test_the_images_of_a_longer_set_are_chosen_at_random():
+  """Discs and noise, half of each, against four times as many that stand in that order."""
+  noise = np.random.default_rng(2).normal(size=(160, 16, 16, 1)).astype(np.float32)
+  real, fake = (
+    np.concatenate([images(seed, n, 16), noise[start:][:n]])
+    for seed, n, start in ((0, 128, 0), (1, 32, 128))
+  )
+  shuffled = np.random.default_rng(3).permutation(real)
+  assert swd(fake, real)["swd"] == pytest.approx(swd(fake, shuffled)["swd"], rel=0.5)
+
+
 def test_it_is_blind_to_brightness_and_contrast():
   x = images(0, channels=3)
   scale, shift = np.array([0.5, 0.2, 1.0], np.float32), np.array([0.3, -0.8, 0.0], np.float32)
