@@ -2,12 +2,14 @@
 
 python main.py --config=configs/gan.py --workdir=/tmp/run
 python main.py --config=configs/gan.py:paper --mode=inspect
-python main.py --workdir=/tmp/run --mode=sample --num_samples=100
+python main.py --workdir=/tmp/run --mode=sample --seeds=0-35
 """
 
 import os
 import re
 import sys
+from types import ModuleType
+from typing import NamedTuple
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -23,12 +25,72 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: created, or continued.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "inspect"], "What to do.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "With --mode=sample.", lower_bound=1)
+_NUM_SAMPLES = flags.DEFINE_integer(
+  "num_samples", 64, "With --mode=sample: the seeds 0 to N - 1.", lower_bound=1
+)
+_SEEDS = flags.DEFINE_string(
+  "seeds", None, "With --mode=sample: 0-35 or 1,5,9; a seed's sample is always the same."
+)
+_LABELS = flags.DEFINE_list(
+  "labels", None, "With --mode=sample: numbers or names; every seed for each."
+)
+_TRUNCATION = flags.DEFINE_float(
+  "truncation", None, "With --mode=sample: in place of the config's, where the method has one."
+)
+_FORMAT = flags.DEFINE_enum(
+  "format",
+  "grid",
+  ["grid", "files", "npz"],
+  "With --mode=sample: a picture, an image each, arrays.",
+)
+_WALK = flags.DEFINE_string(
+  "walk", None, "With --mode=sample: 5,9,13; a film from seed to seed and back to the first."
+)
+_FRAMES = flags.DEFINE_integer("frames", 60, "With --walk: frames of the film.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "With --mode=sample: folder; DIR/samples if not given.")
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "With --mode=sample: replace files that are there already."
+)
 _JSON = flags.DEFINE_bool("json", False, "With --mode=inspect: a last line for programs.")
+_LAYERS = flags.DEFINE_bool("layers", False, "With --mode=inspect: the layers of every network.")
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "One of several processes of a job: calls jax.distributed.initialize()."
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error of the input was found.")
+
+
+OF_MODE = {  # the flags that one mode alone understands
+  "sample": [
+    "num_samples",
+    "seeds",
+    "labels",
+    "truncation",
+    "format",
+    "walk",
+    "frames",
+    "out",
+    "overwrite",
+  ],
+  "inspect": ["json", "layers"],
+}
+APART = (  # of each the first rules the others out
+  ("walk", "seeds", "num_samples", "format"),
+  ("seeds", "num_samples"),
+)
+
+
+def check_together() -> None:
+  """Raises ValueError for flags that mean nothing here, rather than ignore them."""
+  for mode, names in OF_MODE.items():
+    for name in names:
+      if FLAGS[name].present and _MODE.value != mode:
+        raise ValueError(f"--{name} belongs to --mode={mode}, the mode is {_MODE.value}")
+  for name, *others in APART:
+    for other in others:
+      if FLAGS[name].present and FLAGS[other].present:
+        raise ValueError(f"--{name} and --{other} exclude each other: give one of them")
+  if FLAGS["frames"].present and not FLAGS["walk"].present:
+    raise ValueError("--frames belongs to --walk: give the seeds to walk between")
 
 
 def fail(message: str, status: int = 2) -> None:
@@ -72,6 +134,7 @@ def parse(argv: list[str]) -> list[str]:
     rest = FLAGS(argv)
     if len(rest) > 1:
       raise ValueError(f"{rest[1]!r} is not a flag; see --help")
+    check_together()
     if _CONFIG.value is None and (_MODE.value in ("train", "inspect") or not _WORKDIR.value):
       raise ValueError("which method? give --config=configs/NAME.py[:variant]")
     if _WORKDIR.value is None and _MODE.value != "inspect":
@@ -102,6 +165,25 @@ def read_ahead(config: ConfigDict, workdir: str) -> object:
   return shelf
 
 
+def request(sampling: ModuleType) -> NamedTuple:
+  """What the flags of --mode=sample ask for."""
+  if _WALK.value is not None:
+    seeds, frames = sampling.parse_seeds(_WALK.value, "--walk"), _FRAMES.value
+  elif _SEEDS.value is not None:
+    seeds, frames = sampling.parse_seeds(_SEEDS.value), 0
+  else:
+    seeds, frames = range(_NUM_SAMPLES.value), 0
+  return sampling.Request(
+    seeds,
+    frames,
+    _LABELS.value,
+    _TRUNCATION.value,
+    _FORMAT.value,
+    _OUT.value,
+    _OVERWRITE.value,
+  )
+
+
 def main(argv: list[str]) -> None:
   """Calls the part of gm that the mode names."""
   del argv
@@ -126,14 +208,14 @@ def main(argv: list[str]) -> None:
 
       evaluation.run_eval(workdir, config)
     elif _MODE.value == "sample":
-      from gm import evaluation
+      from gm import sampling
 
-      for path in evaluation.run_sample(workdir, config, _NUM_SAMPLES.value):
+      for path in sampling.run(workdir, config, request(sampling)):
         print(path)
     else:
       from gm import inspection
 
-      inspection.run(config, json_line=_JSON.value)
+      inspection.run(config, json_line=_JSON.value, layers=_LAYERS.value)
   except errors.UserError as error:
     if _TRACEBACK.value:
       raise

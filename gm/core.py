@@ -90,6 +90,11 @@ class Stage(NamedTuple):
   # ({name: [N, ...]}, key) -> metrics of the arrays that `evaluate` gave, over the whole split:
   # those that need variety or would depend on the batch
   conclude: Callable | None = None
+  # Where there is a latent, sample is generate after latent, and single samples can be asked for:
+  latent: Callable | None = None  # (batch, key) -> z, a pytree of [B, ...]
+  generate: Callable | None = None  # (state, z, batch) -> Batch
+  straight: bool = False  # latents of a law on a box: walks are straight lines, else on a sphere
+  ready: Callable | None = None  # state -> state: what many samples share, worked out once
 
 
 def batch_shapes(

@@ -1,8 +1,8 @@
-"""Evaluation and sampling of a stage: held-out metrics, metrics of samples, pictures.
+"""Evaluation of a stage: held-out metrics, metrics of samples, pictures.
 
 All of it runs jitted in batches from (config, state) alone; training calls it as it goes, and
-`--mode=eval|sample` from a workdir. Data are read in the one constant order of `job.load`, so the
-first rows of a split are a random sample of it, however the set is stored.
+`--mode=eval` from a workdir. Data are read in the one constant order of `job.load`, so the first
+rows of a split are a random sample of it, however the set is stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 from gm import core, sharding
 from gm.errors import UserError, user_input
-from gm.job import Job, load, origin, prepare, restore
+from gm.job import Job, data_changes, load, newest, origin
+from gm.progress import say
 from gm.workdir import plots, record, samples
 
 NUM_TILES = 64  # examples in a picture of fixed noise
@@ -91,7 +92,7 @@ class Evaluator:
     if many:
       batch = self.draw(state, NUM_POINTS)
     else:
-      batch = jax.device_get(self._sample(state, self._tiles(), self.keys["sample"]))
+      batch = jax.device_get(self._sample(state, self._tiles(), self.keys["picture"]))
     real = {}  # only plots show real data behind
     if set(plots.BY_KIND) & set(self.info.shape):
       real = self._decoded(self.source, NUM_POINTS if many else NUM_TILES)
@@ -235,34 +236,14 @@ def from_workdir(workdir: str, config: ConfigDict | None) -> tuple[Evaluator, co
   Raises:
     UserError: if the folder holds no run, or none of its checkpoints can be read.
   """
-  if config is None:
-    with user_input():
-      config = ConfigDict(record.read_config(workdir)["config"])
-  job = prepare(config)
-  for index in reversed(range(len(job.stages))):
-    state = restore(job, workdir, index)
-    if state is not None:
-      return Evaluator(job, index), state
-  raise UserError(f"{workdir} holds no checkpoint: train first with --mode=train")
+  job, index, state = newest(workdir, config)
+  return Evaluator(job, index), state
 
 
 def run_eval(workdir: str, config: ConfigDict | None) -> dict[str, float]:
   """`--mode=eval`: evaluates the newest checkpoint of a workdir and writes eval.json."""
   evaluator, state = from_workdir(workdir, config)
+  changed = data_changes(workdir, evaluator.source)
+  if changed:
+    say(f"note: these are not the data that were trained on ({'; '.join(changed)})")
   return evaluator.finish(workdir, state)
-
-
-def run_sample(workdir: str, config: ConfigDict | None, num: int) -> list[pathlib.Path]:
-  """`--mode=sample`: writes `num` samples as arrays and as a picture, and the extra pictures."""
-  evaluator, state = from_workdir(workdir, config)
-  name, step = evaluator.stage.name, int(state.step)
-  with user_input():
-    batch = evaluator.draw(state, num)
-    arrays = samples.write_arrays(samples.sample_path(workdir, name, step, "drawn", "npz"), batch)
-    pictures = samples.write_show(
-      workdir, name, step, {"drawn": batch["image"]} if "image" in batch else {}
-    )
-    evaluator.write_samples(workdir, state)
-    evaluator.write_extra(workdir, state)
-  found = sorted(pathlib.Path(workdir, "samples").glob(f"{name}_{step:08d}*.png"))
-  return list(dict.fromkeys([arrays, *pictures, *found]))

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gm import checks, core, programs, sharding
-from gm.errors import user_input
+from gm.errors import UserError, user_input
 from gm.workdir import checkpoint, record
 
 # Keys that may change when a run is continued: they move no parameter on the way.
@@ -69,7 +69,7 @@ def prepare(
   """
   with user_input():
     mesh, stages, infos, sizes = plan(config)
-  purposes = ("init", "step", "sample", "evaluate", "show")
+  purposes = ("init", "step", "sample", "evaluate", "show", "picture", "seeds")
   root = jax.random.key(config.seed)
   split = [jax.random.split(jax.random.fold_in(root, i), len(purposes)) for i in range(len(stages))]
   keys = [dict(zip(purposes, k, strict=True)) for k in split]
@@ -216,6 +216,27 @@ def restore(job: Job, workdir: str, index: int) -> core.State | None:
     state = checkpoint.restore(manager, job.templates[index])
     manager.close()
   return state
+
+
+def newest(workdir: str, config: ConfigDict | None = None) -> tuple[Job, int, core.State]:
+  """Returns the job of a workdir, the last of its stages that was saved, and its newest state.
+
+  Args:
+    workdir: of a run.
+    config: None to take it from the workdir.
+
+  Raises:
+    UserError: if the folder holds no run, or none of its checkpoints can be read.
+  """
+  if config is None:
+    with user_input():
+      config = ConfigDict(record.read_config(workdir)["config"])
+  job = prepare(config)
+  for index in reversed(range(len(job.stages))):
+    state = restore(job, workdir, index)
+    if state is not None:
+      return job, index, state
+  raise UserError(f"{workdir} holds no checkpoint: train first with --mode=train")
 
 
 def _module(package: str, name: str, flag: str) -> Any:

@@ -29,6 +29,44 @@ def lines(decode: Callable, start: jax.Array, end: jax.Array, *, frames: int = 1
   return out.reshape(len(start), frames, *out.shape[1:])
 
 
+def between(start: jax.Array, end: jax.Array, t: jax.Array, *, straight: bool) -> jax.Array:
+  """Latents on the way from one to another, at t = 0 and t = 1 exactly those.
+
+  On a sphere (Shoemake, 1985), with w the angle between the two, sin((1 - t) w) / sin(w) start +
+  sin(t w) / sin(w) end: independent normal latents keep their usual length. Where w is nearly 0 or
+  pi, or if `straight`, (1 - t) start + t end. Of whole numbers the nearer one is taken.
+
+  Args:
+    start: [N, ...].
+    end: [N, ...].
+    t: [N], from 0 to 1.
+    straight: for laws on a box, such as the uniform one, which a sphere would leave.
+
+  Returns:
+    [N, ...].
+
+  >>> a, b = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 2.0]])
+  >>> [round(float(x), 3) for x in between(a, b, jnp.array([0.5]), straight=False)[0]]
+  [1.414, 1.414]
+  >>> between(a, b, jnp.array([0.5]), straight=True)[0].tolist()
+  [1.0, 1.0]
+  """
+  along = lambda x: x.reshape(-1, *[1] * (start.ndim - 1))
+  if not jnp.issubdtype(start.dtype, jnp.floating):
+    return jnp.where(along(t) < 0.5, start, end)
+  a, b = 1 - t, t
+  if not straight:
+    flat = lambda x: x.reshape(len(x), -1)
+    dot, norm = jnp.sum(flat(start) * flat(end), 1), jnp.linalg.norm
+    lengths = norm(flat(start), axis=1) * norm(flat(end), axis=1)
+    angle = jnp.arccos(jnp.clip(dot / jnp.maximum(lengths, 1e-12), -1.0, 1.0))
+    flat_arc = jnp.sin(angle) < 1e-3
+    sine = jnp.where(flat_arc, 1.0, jnp.sin(angle))
+    a = jnp.where(flat_arc, a, jnp.sin(a * angle) / sine)
+    b = jnp.where(flat_arc, b, jnp.sin(b * angle) / sine)
+  return along(a) * start + along(b) * end
+
+
 def plane(decode: Callable, *, size: int = 20) -> jax.Array:
   """Decodes a grid of a two-dimensional latent space that is even in probability under N(0, I).
 

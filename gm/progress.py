@@ -1,4 +1,4 @@
-"""How far training is: a bar or lines, and the clock."""
+"""How far training and sampling are: a bar or lines, and the clock."""
 
 from __future__ import annotations
 
@@ -66,6 +66,45 @@ class Bar:
 
   def close(self) -> None:
     """Leaves the bar as it stands."""
+    if self.bar is not None:
+      self.bar.close()
+
+
+class Count:
+  """How many of a known number are done, and how fast: a bar on a terminal, lines elsewhere."""
+
+  def __init__(self, total: int, unit: str, seconds: float = 5.0):
+    """Begins to count.
+
+    Args:
+      total: number in all.
+      unit: what is counted, "images".
+      seconds: between two lines.
+    """
+    self.total, self.unit, self.seconds = total, unit, seconds
+    self.done, self.bar, self.start, self.told = 0, None, None, time.perf_counter()
+    if sys.stderr.isatty() and jax.process_index() == 0:
+      from tqdm import tqdm
+
+      self.bar = tqdm(total=total, unit=f" {unit}")
+
+  def add(self, num: int) -> None:
+    """Counts some more as done."""
+    now, self.done = time.perf_counter(), self.done + num
+    if self.start is None:  # the first ones waited for the compiler, and do not count
+      self.start = self.done, now
+    if self.bar is not None:
+      self.bar.update(num)
+    elif now - self.told >= self.seconds or self.done == self.total:
+      rate = (self.done - self.start[0]) / max(1e-9, now - self.start[1])
+      speed = f"  {rate:,.4g} {self.unit}/s" if rate else ""
+      say(f"{self.done:,}/{self.total:,} {self.unit}{speed}")
+      self.told = now
+
+  def __enter__(self) -> Count:
+    return self
+
+  def __exit__(self, *exc) -> None:
     if self.bar is not None:
       self.bar.close()
 

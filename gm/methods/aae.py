@@ -272,26 +272,35 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       found |= more
     return state.replace(step=state.step + 1), found
 
-  def sample(state, batch, key):
-    k = core.keys(key, "z", "y", "eps")
-    x, p = batch["image"], state.params
-    if not has_code:  # a classifier alone: the images with the labels that they get
-      return {"image": x, "label": run(p, "y_head", hidden(p, x)).argmax(1).astype(jnp.int32)}
-    found, y = {}, None
-    z, h = encode(p, {"x": x, "eps": jax.random.normal(k.eps, (len(x), m.z_dim))})
-    on_spoke = m.d_label and m.prior == "spokes"
-    if on_spoke or m.decoder_label or "cls" in moves:  # a digit can be asked for
+  on_spoke, told_label = m.d_label and m.prior == "spokes", m.decoder_label or "cls" in moves
+
+  def latent(batch, key):
+    k, n = core.keys(key, "z", "y", "eps"), len(batch["image"])
+    found = {"z": prior(k.z, batch["label"] if on_spoke else jnp.full(n, num_classes))}
+    if inferred and not told_label:
+      found["category"] = jax.random.randint(k.y, (n,), 0, y_dim)
+    return {**found, "eps": jax.random.normal(k.eps, (n, m.z_dim))}
+
+  def render(state, drawn, batch):
+    x, p, found, y = batch["image"], state.params, {}, None
+    z, h = encode(p, {"x": x, "eps": drawn["eps"]})
+    if on_spoke or told_label:  # a digit can be asked for
       found["label"] = batch["label"]
-    if m.decoder_label or "cls" in moves:
+    if told_label:
       y = one_hot(batch["label"])
     elif inferred:  # clusters without names
-      found["category"] = jax.random.randint(k.y, (len(x),), 0, y_dim)
+      found["category"] = drawn["category"]
       y = one_hot(found["category"])
       if "label" in batch:
         found["data_category"] = run(p, "y_head", h).argmax(1).astype(jnp.int32)
         found["data_label"] = batch["label"]
-    latent = prior(k.z, batch["label"] if on_spoke else jnp.full(len(x), num_classes))
-    return {"image": decode(p, latent, y), "latent": latent, "code": z, **found}
+    return {"image": decode(p, drawn["z"], y), "latent": drawn["z"], "code": z, **found}
+
+  def sample(state, batch, key):
+    if has_code:
+      return render(state, latent(batch, key), batch)
+    x, p = batch["image"], state.params  # a classifier alone: images with the labels that they get
+    return {"image": x, "label": run(p, "y_head", hidden(p, x)).argmax(1).astype(jnp.int32)}
 
   def evaluate(state, batch, key):
     x, p, found = batch["image"], state.params, {}
@@ -331,5 +340,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return found
 
   train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  if has_code:
+    train = train._replace(latent=latent, generate=render, straight=m.prior == "spokes")
   few = [labelled.stage(m.num_labels, num_classes)] if m.num_labels else []
   return [*few, train]

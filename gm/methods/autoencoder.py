@@ -79,9 +79,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def picture(p, z):  # in [-1, 1]
     return 2 * decode(p, z) - 1
 
-  def sample(state, batch, key):
-    z = jax.random.normal(key, (len(batch["image"]), m.z_dim))
+  def latent(batch, key):
+    return jax.random.normal(key, (len(batch["image"]), m.z_dim))
+
+  def render(state, z, batch):
     return {"image": picture(state.params, z), "latent": z}
+
+  def sample(state, batch, key):
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     x, p = unit(batch), state.params
@@ -116,6 +121,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       found["plane"] = pictures.plane(lambda q: paint(spread(q)))
     return found
 
-  return [
-    core.Stage("train", config.num_steps, init, step, sample, evaluate, show, conclude=conclude)
-  ]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [train._replace(conclude=conclude, latent=latent, generate=render)]

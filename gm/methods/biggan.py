@@ -11,7 +11,7 @@ in the authors' code, which adds 2 s ((W W^T) o (1 - I)) W to the gradient.
 Batch norm in a block: (1 + L_s(c)) normalised + L_b(c), c = [embed(y), chunk of z], L linear.
 Samples come from the averaged G, with standing statistics in its batch norms: means over 16 batches
 of z truncated as it is for the samples. Training takes them every standing_every steps; of a state
-in between, or for another truncation, they are taken where samples are drawn.
+in between, or for another truncation, they are taken where samples are drawn, with a fixed key.
 Departures: batch statistics are over all devices, as in the paper; the authors' PyTorch code
 (BigGAN-PyTorch) has them per device. Where the batch is split to save memory they are of its parts,
 as in that code: in `paper` of 256 of 2,048 examples, in the steps of both players and in standing
@@ -120,7 +120,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
     def loss(p, b):  # moves d only, G is a constant; data and samples in one pass: u moves once
       see = augment.views(b["see"], m.augment)  # what D sees of images
-      fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y_fake"])
+      fake, g_stats = G(state.params["g"], state.stats["g"], b["z"], b["y_fake"])
       both = jnp.concatenate([see(0, b["x"]), see(1, fake)])
       labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
@@ -199,10 +199,19 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     stats = {**state.ema["g_stats"], "batch_stats": norms}
     return G(state.ema["g"], stats, z, y, train=False)[0]
 
-  def sample(state, batch, key):
-    k, y = core.keys(key, "noise", "norms"), batch["label"]
-    z, norms = noise(k.noise, len(y), truncation), statistics(state, k.norms)
+  def latent(batch, key):
+    return noise(key, len(batch["image"]), truncation)
+
+  def render(state, z, batch):
+    y, norms = batch["label"], statistics(state, jax.random.key(0))  # the same for every sample
     return {"image": generate(state, norms, z, y), "label": y}
+
+  def ready(state):  # with the statistics that its samples need
+    norms = statistics(state, jax.random.key(0))
+    return state.replace(extra={"standing": taken(state.step, norms)})
+
+  def sample(state, batch, key):
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     """What D says of held-out data and of samples of the same labels."""
@@ -239,4 +248,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     }
 
   one_step = {"batch_size": config.batch_size * m.d_steps}
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show, one_step)]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show, one_step)
+  return [train._replace(latent=latent, generate=render, straight=m.truncation > 0, ready=ready)]

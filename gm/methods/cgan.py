@@ -205,10 +205,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     y = batch["label"]
     return y if m.sample_label < 0 else jnp.full_like(y, m.sample_label)
 
+  def latent(batch, key):
+    return noise(key, len(batch[data]))
+
+  def render(state, z, batch):
+    y = asked(batch)
+    return {data: generate(state, z, y), "label": y}
+
   def sample(state, batch, key):
     """Draws for the labels of the batch, and gives them back."""
-    y = asked(batch)
-    return {data: generate(state, noise(key, len(y)), y), "label": y}
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     k = core.keys(key, "noise", "g", "d")
@@ -236,4 +242,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     x = generate(state, z, y)
     return {"classes": x.reshape(rows, cols, *x.shape[1:])}
 
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [train._replace(latent=latent, generate=render, straight=m.noise == "unit")]

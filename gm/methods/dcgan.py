@@ -116,11 +116,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     maps = d.apply(variables, x, method="features")
     return jnp.concatenate([grid_max(f, 4).reshape(len(x), -1) for f in maps], axis=1)
 
-  def sample(state, batch, key):
-    found = {"image": generate(state, noise(key, len(batch["image"])))}
+  def latent(batch, key):
+    return noise(key, len(batch["image"]))
+
+  def render(state, z, batch):
+    found = {"image": generate(state, z)}
     if m.probe and "label" in batch:
       found |= {"feature": features(state, batch["image"]), "data_label": batch["label"]}
     return found
+
+  def sample(state, batch, key):
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     z = noise(key, len(batch["image"]))
@@ -135,4 +141,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     start, end = noise(key, 16).reshape(2, 8, m.z_dim)
     return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
 
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [train._replace(latent=latent, generate=render, straight=m.noise == "uniform")]

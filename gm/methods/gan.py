@@ -40,7 +40,7 @@ def unroll(
 
   Args:
     tx: its optimizer.
-    loss: params -> scalar.
+    loss: (params, i) -> scalar; i counts the steps, for what it draws.
     params: where it stands.
     opt: state of the optimizer there; the caller's stays as it is.
     num_steps: steps to look ahead; 0 returns `params`.
@@ -48,17 +48,17 @@ def unroll(
   Source: Metz et al., 2017, arXiv:1611.02163, equations 4 to 6.
 
   >>> tx = optax.sgd(0.5)
-  >>> ahead = lambda g: unroll(tx, lambda d: -g * d, 1.0, tx.init(1.0), 2)
+  >>> ahead = lambda g: unroll(tx, lambda d, i: -g * d, 1.0, tx.init(1.0), 2)
   >>> float(ahead(3.0)), float(jax.grad(ahead)(3.0))  # d + 2 * 0.5 * g, and its slope in g
   (4.0, 1.0)
   """
 
-  def move(carry, _):
+  def move(carry, i):
     params, opt = carry
-    updates, opt = tx.update(jax.grad(loss)(params), opt, params)
+    updates, opt = tx.update(jax.grad(loss)(params, i), opt, params)
     return (optax.apply_updates(params, updates), opt), None
 
-  (params, _), _ = jax.lax.scan(move, (params, opt), None, length=num_steps)
+  (params, _), _ = jax.lax.scan(move, (params, opt), jnp.arange(num_steps))
   return params
 
 
@@ -175,7 +175,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       players = {"d": p["d"]}
       if m.unroll:  # or against the one that it would become; the fakes are no constants to it
         pairs, k_look = (see(3, b["x"]), see(4, fake)), jax.random.fold_in(b["drop"], 2)
-        look = lambda q: losses.bce_d(*play(q["d"], *pairs, k_look))
+        look = lambda q, i: losses.bce_d(*play(q["d"], *pairs, jax.random.fold_in(k_look, i)))
         players = unroll(ahead, look, players, state.opt["d"], m.unroll)
       logits = D(players["d"], see(2, fake), jax.random.fold_in(b["drop"], 1))
       return g_criterion(logits), ({"g": stats}, {})
@@ -195,8 +195,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def generate(state, z):
     return G(state.ema["g"], state.ema["g_stats"], z, train=False)[0]
 
+  def latent(batch, key):
+    return noise(key, len(batch[data]))
+
+  def render(state, z, batch):
+    return {data: generate(state, z)}
+
   def sample(state, batch, key):
-    return {data: generate(state, noise(key, len(batch[data])))}
+    return render(state, latent(batch, key), batch)
 
   # both laws are known where the data are normal and G(z) = a z + b on a line
   line = info.shape[data] == (1,) and m.pack == 1
@@ -242,4 +248,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       curves["best D"] = jax.nn.sigmoid(best(state.ema["g"], x[:, None]))
     return {"discriminator": {"x": x, **curves, "draws": fake[:, 0]}}
 
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [train._replace(latent=latent, generate=render, straight=m.noise == "uniform")]

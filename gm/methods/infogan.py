@@ -191,7 +191,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       return (see(i, 2 * x - 1) + 1) / 2 if m.augment and unit else x
 
     def d_loss(p, b):  # moves trunk, d and q; G is a constant, and Q reads only the fakes
-      fake, _ = G(p, state.stats, b["z"])
+      fake, _ = G(state.params, state.stats, b["z"])
       real_logits, _, stats = read(p, state.stats, view(b, 0, b["x"]), with_q=False)
       fake_logits, out, stats = read(p, stats, view(b, 1, fake))
       gain, found = information(out, b["z"])
@@ -224,16 +224,23 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     one_hot = jax.nn.one_hot(category, m.num_categories)
     return z.at[:, m.noise_dim : m.noise_dim + m.num_categories].set(one_hot)
 
-  def sample(state, batch, key):
+  def asked(batch, key):
+    """The z of samples: 8 in a row share a category, a row of the picture."""
     k, n = core.keys(key, "z", "first"), len(batch[data])
-    # 8 in a row share a category, a row of the picture; the first is drawn, so all are as likely
-    first = jax.random.randint(k.first, (), 0, m.num_categories)
+    first = jax.random.randint(k.first, (), 0, m.num_categories)  # drawn, so all are as likely
     category = (first + jnp.arange(n) // 8) % m.num_categories
-    found = {data: generate(state, with_category(latent(k.z, n), category)), "category": category}
+    return with_category(latent(k.z, n), category)
+
+  def render(state, z, batch):
+    one_hot = z[:, m.noise_dim : m.noise_dim + m.num_categories]
+    found = {data: generate(state, z), "category": one_hot.argmax(1).astype(jnp.int32)}
     if "label" in batch:  # what Q, which never saw a label, makes of the data
       seen = ask(state, batch[data])[:, : m.num_categories].argmax(1).astype(jnp.int32)
       found |= {"data_category": seen, "data_label": batch["label"]}
     return found
+
+  def sample(state, batch, key):
+    return render(state, asked(batch, key), batch)
 
   def evaluate(state, batch, key):
     z = latent(key, len(batch[data]))
@@ -258,4 +265,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       found[f"number_{i}"] = paint(z.at[:, m.noise_dim + num + i].set(sweep))
     return found
 
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [train._replace(latent=asked, generate=render, straight=True)]

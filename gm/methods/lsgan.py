@@ -203,11 +203,17 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def generate(state, z, y):
     return G(state.ema["g"], state.ema["g_stats"], z, y, train=False)[0]
 
+  def latent(batch, key):
+    return noise(key, len(batch[data]))
+
+  def render(state, z, batch):
+    y = asked(batch)
+    found = {data: generate(state, z, y)}
+    return {**found, "label": y} if m.embed else found
+
   def sample(state, batch, key):
     """Draws; with labels for those of the batch, which it gives back."""
-    y = asked(batch)
-    found = {data: generate(state, noise(key, len(y)), y)}
-    return {**found, "label": y} if m.embed else found
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     """The lower bound of the divergence from samples of the averaged weights, on held-out data.
@@ -233,4 +239,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     x = generate(state, z, y)
     return {"classes": x.reshape(rows, cols, *x.shape[1:])}
 
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [train._replace(latent=latent, generate=render, straight=m.noise == "uniform")]

@@ -195,8 +195,14 @@ def _stage(config, phase: Phase, channels: int) -> core.Stage:
   def generate(state, z):
     return G(state.ema["g"], z, phase.old_share(state.step))
 
+  def latent(batch, key):
+    return noise(key, len(batch["image"]))
+
+  def render(state, z, batch):
+    return {"image": generate(state, z)}
+
   def sample(state, batch, key):
-    return {"image": generate(state, noise(key, len(batch["image"])))}
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     """The critic's estimate on held-out images, of the G that it plays against."""
@@ -210,4 +216,5 @@ def _stage(config, phase: Phase, channels: int) -> core.Stage:
     return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
 
   data = {"image_size": phase.size, "batch_size": phase.batch_size}
-  return core.Stage(f"{phase.size}px", phase.num_steps, init, step, sample, evaluate, show, data)
+  stage = core.Stage(f"{phase.size}px", phase.num_steps, init, step, sample, evaluate, show, data)
+  return stage._replace(latent=latent, generate=render)

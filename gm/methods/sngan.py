@@ -167,7 +167,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
     def loss(p, b):  # moves d only; G is a constant here
       see = augment.views(b["see"], m.augment)
-      fake, g_stats = G(p["g"], state.stats["g"], b["z"], b["y_fake"])
+      fake, g_stats = G(state.params["g"], state.stats["g"], b["z"], b["y_fake"])
       both = jnp.concatenate([see(0, b["x"]), see(1, fake)])
       labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
@@ -194,10 +194,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def generate(state, z, y):
     return G(state.ema["g"], state.ema["g_stats"], z, y, train=False)[0]
 
-  def sample(state, batch, key):
+  def latent(batch, key):
+    return noise(key, len(batch[data]))
+
+  def render(state, z, batch):
     y = labels(batch)
-    out = {data: generate(state, noise(key, len(y)), y)}
+    out = {data: generate(state, z, y)}
     return {**out, "label": y} if m.conditional else out
+
+  def sample(state, batch, key):
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     """What D says of held-out data and of samples of the same labels, and how steep it is."""
@@ -230,4 +236,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {**found, "classes": grid}
 
   one_step = {"batch_size": config.batch_size * m.d_steps}
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show, one_step)]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show, one_step)
+  return [train._replace(latent=latent, generate=render, straight=law == "uniform")]

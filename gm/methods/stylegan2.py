@@ -242,10 +242,15 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     w = stylegan2.truncate(w, state.stats["w_avg"], psi)
     return jnp.broadcast_to(w[:, None], (len(w), num_ws, m.w_dim))
 
-  def sample(state, batch, key):
-    b = draw(key, len(batch["image"]))
+  def latent(batch, key):
+    return draw(key, len(batch["image"]))
+
+  def render(state, b, batch):
     maps = b["maps"] if noise == "random" else fixed()
     return {"image": G(state.ema["g"], spread(state, F(state.ema["g"], b["z"])), maps)}
+
+  def sample(state, batch, key):
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     """D on held-out images as they are; on training images it is logit_real, as they go by.
@@ -274,4 +279,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       "truncation": jnp.stack(truncated, 1),
     }
 
-  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [train._replace(latent=latent, generate=render)]

@@ -175,9 +175,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     out, _ = decode(p, z)
     return 2 * (jax.nn.sigmoid(out) if bernoulli else out).reshape(-1, *info.shape["image"]) - 1
 
-  def sample(state, batch, key):
-    z = jax.random.normal(key, (len(batch["image"]), m.z_dim))
+  def latent(batch, key):
+    return jax.random.normal(key, (len(batch["image"]), m.z_dim))
+
+  def render(state, z, batch):
     return {"image": picture(state.params, z)}
+
+  def sample(state, batch, key):
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     k = core.keys(key, "pixels", "elbo", "weights")
@@ -224,6 +229,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     }
     return {**found, "manifold": pictures.plane(paint)} if m.z_dim == 2 else found
 
-  return [
-    core.Stage("train", config.num_steps, init, step, sample, evaluate, show, conclude=conclude)
-  ]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
+  return [train._replace(conclude=conclude, latent=latent, generate=render)]

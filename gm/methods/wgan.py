@@ -106,7 +106,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
     def loss(p, b):  # moves d only; G is a constant here
       see = augment.views(b["see"], m.augment)  # what D sees of images
-      fake, g_stats = core.apply(g, p["g"], state.stats["g"], b["z"])
+      fake, g_stats = core.apply(g, state.params["g"], state.stats["g"], b["z"])
       f = lambda x, stats=state.stats["d"]: core.apply(d, p["d"], stats, x)
       real_f, stats = f(see(0, b["x"]))
       fake_f, stats = f(see(1, fake), stats)
@@ -152,8 +152,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def generate(state, z):
     return core.apply(g, state.ema["g"], state.ema["g_stats"], z, train=False)[0]
 
+  def latent(batch, key):
+    return noise(key, len(batch[data]))
+
+  def render(state, z, batch):
+    return {data: generate(state, z)}
+
   def sample(state, batch, key):
-    return {data: generate(state, noise(key, len(batch[data])))}
+    return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
     """The critic's estimate on held-out data; on a line beside the exact distance."""
@@ -176,8 +182,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {"interpolation": pictures.lines(lambda z: generate(state, z), start, end)}
 
   one_step = {"batch_size": config.batch_size * m.num_critic}
-  return [
-    core.Stage(
-      "train", config.num_steps, init, step, sample, evaluate, show, one_step, conclude=conclude
-    )
-  ]
+  train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show, one_step)
+  return [train._replace(conclude=conclude, latent=latent, generate=render)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,18 @@ def to_uint8(images: Any) -> np.ndarray:
   return np.clip(np.nan_to_num(scaled, nan=0.0), 0.0, 255.0).astype(np.uint8)
 
 
+def planes(images: Any) -> np.ndarray:
+  """Images [..., H, W, C] in [-1, 1] or uint8 -> u8 [N, H, W, 1 or 3].
+
+  The planes of any other C stand side by side in grey.
+  """
+  tiles = to_uint8(images)
+  tiles = tiles.reshape(-1, *tiles.shape[-3:])
+  if tiles.shape[-1] in (1, 3):
+    return tiles
+  return np.swapaxes(tiles, 2, 3).reshape(*tiles.shape[:2], -1, 1)
+
+
 def grid(images: Any) -> np.ndarray:
   """Lays images out on one canvas, enlarged by an integer (nearest) to tiles of 56 px or more.
 
@@ -58,9 +70,7 @@ def grid(images: Any) -> np.ndarray:
     rows, cols = plots.layout(len(images), *images.shape[1:3])
   else:
     rows, cols = images.shape[:2]
-  tiles = to_uint8(images).reshape(-1, *images.shape[-3:])
-  if tiles.shape[-1] not in (1, 3):
-    tiles = np.swapaxes(tiles, 2, 3).reshape(*tiles.shape[:2], -1, 1)
+  tiles = planes(images)
   num, height, width, channels = tiles.shape
   scale = max(1, -(-_TILE // max(height, width)))
   height, width = height * scale, width * scale
@@ -76,11 +86,21 @@ def grid(images: Any) -> np.ndarray:
 
 def write_grid(path: str | Path, images: Any) -> Path:
   """Writes `grid(images)` as one PNG, grey or RGB."""
+  return files.write_bytes(path, _png(grid(images)))
+
+
+def png(image: Any) -> bytes:
+  """One image [H, W, C] in [-1, 1] as a PNG of its own size, see `planes`."""
+  pixels = planes(image)[0]
+  return _png(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _png(pixels: np.ndarray) -> bytes:
   from PIL import Image
 
   buffer = io.BytesIO()
-  Image.fromarray(grid(images)).save(buffer, "PNG", compress_level=4)
-  return files.write_bytes(path, buffer.getvalue())
+  Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+  return buffer.getvalue()
 
 
 def write_arrays(path: str | Path, batch: Mapping[str, Any]) -> Path:
@@ -125,11 +145,7 @@ def write_samples(
   reference: Mapping[str, Any] | None = None,
   info: Any = None,
 ) -> list[Path]:
-  """Writes what `sample` returned as pictures for people, by the kind of each entry.
-
-  Images (image, or domains a and b) become a PNG grid. Points, series and rows become a plot, with
-  real data in grey behind, and an .npz with the whole batch. A roll is drawn as an image, pitch
-  upwards. Text becomes .txt. The first of these is <stage>_<step>, any other carries its own name.
+  """Writes what `sample` returned as DIR/samples/<stage>_<step>[_<kind>], see `write_kinds`.
 
   Args:
     workdir: the run's folder.
@@ -137,14 +153,40 @@ def write_samples(
     step: steps done in it.
     batch: arrays [N, ...], as in core.Batch.
     reference: real data of the same kind, for the plots.
+    info: core.Info of the data.
+
+  Returns:
+    The files written.
+  """
+  where = lambda name, ending: sample_path(workdir, stage, step, name, ending)
+  return write_kinds(where, batch, reference, info)
+
+
+def write_kinds(
+  where: Callable,
+  batch: Mapping[str, Any],
+  reference: Mapping[str, Any] | None = None,
+  info: Any = None,
+  rows: int = 1,
+) -> list[Path]:
+  """Writes samples as pictures for people, by the kind of each entry.
+
+  Images (image, or domains a and b) become a PNG grid. Points, series and rows become a plot, with
+  real data in grey behind, and an .npz with the whole batch. A roll is drawn as an image, pitch
+  upwards. Text becomes .txt. The first of these has no name, any other its own.
+
+  Args:
+    where: (name, ending) -> path.
+    batch: arrays [N, ...], as in core.Batch.
+    reference: real data of the same kind, for the plots.
     info: core.Info of the data: modes and mode_std, columns and vocab_size are used.
+    rows: of a grid of images; 1 lays them out in a square.
 
   Returns:
     The files written.
   """
   batch = {k: np.asarray(v) for k, v in batch.items()}
   reference = {k: np.asarray(v) for k, v in (reference or {}).items()}
-  where = lambda name, ending: sample_path(workdir, stage, step, name, ending)
   written, drawn = [], False
   if any(k in batch for k in ("point", "series", "row", "roll")):
     written.append(write_arrays(where("", "npz"), batch))
@@ -159,7 +201,8 @@ def write_samples(
     elif kind in plots.BY_KIND:
       written.append(files.write_bytes(where(name, "png"), plots.BY_KIND[kind](x, real, info)))
     elif x.ndim == 4:
-      written.append(write_grid(where(name, "png"), x[:MAX_TILES]))
+      x = x[:MAX_TILES] if rows == 1 else x.reshape(rows, -1, *x.shape[1:])
+      written.append(write_grid(where(name, "png"), x))
     else:
       continue  # labels and other conditions
     drawn = True
@@ -172,6 +215,7 @@ def write_show(
   """Writes the extra pictures of `Stage.show` as <stage>_<step>_<name>.png.
 
   An entry may be
+    an array [N, H, W, C] of images, as info has them: a square grid;
     an array [rows, cols, ...]: images [rows, cols, H, W, C]; points [rows, cols, D] and series
       [rows, cols, T, F] are drawn, row by row; others are kept as .npz;
     {"points": [N, 2], "label": int [N]}: a scatter, coloured by class where there is a label;
@@ -183,7 +227,7 @@ def write_show(
     stage: the stage's name.
     step: steps done in it.
     pictures: {name: entry}.
-    info: core.Info of the data, for the centres of the modes.
+    info: core.Info of the data, for the centres of the modes and the shape of an image.
 
   Returns:
     The files written.
@@ -200,7 +244,7 @@ def write_show(
       )
       continue
     x = np.asarray(x)
-    if x.ndim == 5:
+    if x.ndim == 5 or (x.ndim == 4 and x.shape[1:] == getattr(info, "shape", {}).get("image")):
       written.append(write_grid(png, x))
     elif x.ndim == 4:
       written.append(files.write_bytes(png, plots.series(x.reshape(-1, *x.shape[2:]), None, info)))
@@ -235,10 +279,16 @@ def write_gif(workdir: str | Path, stage: str, max_frames: int = 60) -> Path | N
     with Image.open(path) as image:
       frames.append(image.convert("L" if image.mode == "L" else "RGB"))
   frames = [f if f.size == frames[-1].size else f.resize(frames[-1].size) for f in frames]
+  encoded = gif(frames, [200] * (len(frames) - 1) + [2000])
+  return files.write_bytes(Path(workdir) / "samples" / f"{stage}.gif", encoded)
+
+
+def gif(pictures: Sequence[Any], milliseconds: int | Sequence[int]) -> bytes:
+  """Encodes Pillow's images, of one size, as a GIF that runs for ever."""
   buffer = io.BytesIO()
-  durations = [200] * (len(frames) - 1) + [2000]
-  frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-  return files.write_bytes(Path(workdir) / "samples" / f"{stage}.gif", buffer.getvalue())
+  first, *rest = pictures
+  first.save(buffer, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+  return buffer.getvalue()
 
 
 def _texts(text: np.ndarray, vocab_size: int) -> list[str]:

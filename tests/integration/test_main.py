@@ -159,14 +159,16 @@ def test_eval_and_sample_need_only_the_workdir(finished, tmp_path):
   shutil.copytree(finished[0], workdir)
   before = json.loads((workdir / "eval.json").read_text())
   (workdir / "eval.json").unlink()
-  for mode in (("--mode=eval",), ("--mode=sample", "--num_samples=20")):
+  sample = ("--mode=sample", "--num_samples=20")
+  for mode in (("--mode=eval",), sample, (*sample, "--format=npz", f"--out={tmp_path}/out")):
     cmd = [sys.executable, "main.py", f"--workdir={workdir}", *mode]
     _, err = start(cmd).communicate(timeout=200)
     assert "Traceback" not in err, err
   again = json.loads((workdir / "eval.json").read_text())
   assert again["metrics"] == before["metrics"]
-  drawn = np.load(workdir / "samples/train_00000040_drawn.npz")["image"]
-  assert drawn.shape == (20, 28, 28, 1)
+  assert (workdir / "samples/train_00000040_seeds0-19.png").exists()
+  drawn = np.load(tmp_path / "out/train_00000040_seeds0-19.npz")
+  assert drawn["image"].shape == (20, 28, 28, 1) and drawn["seed"].tolist() == list(range(20))
   assert (workdir / "samples/train_00000040_interpolation.png").exists()
 
 
@@ -214,6 +216,10 @@ MISTYPED = {  # flags -> what the one line says; none of them waits for jax
   ("--config=configs/gan.py",): "--workdir=DIR",
   ("--workdir=x",): "--config=configs/NAME.py",
   ("--config=configs/gan.py", "--workdir=x", "more"): "'more' is not a flag",
+  ("--config=configs/gan.py", "--workdir=x", "--seeds=0-3"): "--seeds belongs to --mode=sample",
+  ("--config=configs/gan.py", "--workdir=x", "--layers"): "--layers belongs to --mode=inspect",
+  ("--workdir=x", "--mode=sample", "--seeds=1", "--num_samples=3"): "--num_samples exclude",
+  ("--workdir=x", "--mode=sample", "--frames=3"): "--frames belongs to --walk",
   **{
     ("--config=configs/gan.py", "--workdir=x", flag): said
     for flag, said in {
@@ -314,6 +320,11 @@ BAD = {
   "layer": (["--workdir={}", "--config.model.g_norm=bach"], "configs/cgan.py:test", "g_norm"),
   "number": (["--workdir={}", "--config.model.z_dim=-1"], "configs/gan.py:test", "z_dim=-1"),
   "devices": (["--workdir={}", "--config.cpu_devices=999999"], "configs/gan.py:test", "999999"),
+  "seeds": (
+    ["--workdir={}", "--mode=sample", "--seeds=3-1"],
+    "configs/gan.py:test",
+    "'3-1' is no seed",
+  ),
   "metric": (["--workdir={}", "--config.metrics=('nonsense',)"], "configs/gan.py:test", "nonsense"),
 }
 

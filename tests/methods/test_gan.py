@@ -295,10 +295,12 @@ def test_unrolling_a_bilinear_game():
   tx = optax.sgd(0.1)
 
   def value(g, d, k):
-    return g * gan.unroll(tx, lambda d: -g * d, d, tx.init(d), k)
+    return g * gan.unroll(tx, lambda d, i: -g * d, d, tx.init(d), k)
 
   for k in (0, 1, 4):
     np.testing.assert_allclose(jax.grad(value)(3.0, 2.0, k), 2.0 + 2 * k * 0.1 * 3.0, rtol=1e-6)
+  counted = gan.unroll(tx, lambda d, i: -i * d, 0.0, tx.init(0.0), 4)
+  np.testing.assert_allclose(counted, 0.1 * (0 + 1 + 2 + 3), rtol=1e-6)
 
 
 def test_unrolling_through_adam_against_finite_differences():
@@ -307,7 +309,7 @@ def test_unrolling_through_adam_against_finite_differences():
 
     def value(g):
       d = jnp.array([0.3, -0.2])
-      loss = lambda d: jnp.sum((d - g) ** 2 + jnp.sin(g * d))
+      loss = lambda d, i: jnp.sum((d - g) ** 2 + jnp.sin(g * d))
       return jnp.sum(g * gan.unroll(tx, loss, d, tx.init(d), 3) ** 2)
 
     h = 1e-5

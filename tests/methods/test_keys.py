@@ -2,7 +2,8 @@
 
 `jax.debug_key_reuse` does not know that `split(key, n)[j]` is `fold_in(key, j)`, and it sees what a
 loop draws once. Here methods run on keys of a kind of their own, whose every use is written down.
-Only keys are computed: all that does not lead to one is cut out of the traced function.
+Only keys are computed: all that does not lead to one is cut out of the traced function. What is not
+seen: a loop under differentiation that repeats a draw, which jax takes out of the loop.
 """
 
 import importlib
@@ -53,6 +54,7 @@ WATCHED = define_prng_impl(
   tag="watched",
 )
 ROOT_KEY = (0, 7)
+ROWS = []  # of what networks were given
 LOG = []  # ("bits" | "split" | "fold_in", key, keys below)
 
 
@@ -114,12 +116,17 @@ MORE = {
   "dropout": 0.5,
   "input_noise": 0.1,
   "mirror": True,
+  "unroll": 2,
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def watched():
-  move, alternate, mover = core.minimize, core.alternate, []
+  move, alternate, apply, mover = core.minimize, core.alternate, core.apply, []
+
+  def counted(module, params, stats, x, *args, **kwargs):
+    ROWS.append(len(x))
+    return apply(module, params, stats, x, *args, **kwargs)
 
   def minimize(state, tx, loss_fn, names, *args, **kwargs):
     mover[:] = names
@@ -135,6 +142,7 @@ def watched():
   with pytest.MonkeyPatch.context() as patch:
     for kind in ("bits", "split", "fold_in"):
       patch.setattr(prng, f"random_{kind}", watch(kind, getattr(prng, f"random_{kind}")))
+    patch.setattr(core, "apply", counted)
     patch.setattr(core, "minimize", minimize)
     patch.setattr(core, "alternate", same_fakes)
     patch.setattr(jax.lax, "cond", both_branches)
@@ -158,9 +166,9 @@ def prepare(name, accumulate, changes=()):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_draw_has_a_key_of_its_own(name):
-  """And a key that is split is not folded too, nor drawn from."""
+  """And a key that is split is not folded too, nor drawn from; in parts no network sees a batch."""
   key, draws = key_of_watch(), 0
-  for accumulate in (1, 2):
+  for accumulate in (1, 4):
     made = prepare(name, accumulate)
     for i, (stage, state) in enumerate(zip(made.stages, made.templates, strict=True)):
       batch, tiles = (
@@ -175,9 +183,12 @@ def test_every_draw_has_a_key_of_its_own(name):
         arrays = {k: x for k, x in found.items() if x.ndim}
         if arrays:
           calls["conclude"] = (arrays, key)
+      ROWS.clear()
       for what, args in calls.items():
         assert not faults(getattr(stage, what), *args), f"{what}, {accumulate} parts"
         draws += len(LOG)
+      if accumulate > 1:  # D sees data and samples in one
+        assert max(ROWS, default=0) <= made.config.batch_size // 2, "samples are made whole"
   assert draws, "nothing was written down"
 
 

@@ -60,6 +60,17 @@ def test_accumulation_changes_nothing(parts):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, found_split)
 
 
+def test_a_key_is_itself_in_one_batch_and_another_in_each_part():
+  def loss(p, b):
+    return p["a"] * jax.random.uniform(b["key"]) * jnp.mean(b["x"] > -1), ({}, {})
+
+  key = jax.random.key(0)
+  slope = lambda k: core.gradients(loss, PARAMS, ["a"], {**X, "key": key}, accumulate=k)[1]["a"]
+  assert slope(1) == jax.random.uniform(key)
+  parts = [jax.random.uniform(k) for k in jax.random.split(key, 4)]
+  np.testing.assert_allclose(slope(4), np.mean(parts), rtol=1e-6)
+
+
 def test_missing_network_or_slot_is_named():
   tx = optax.sgd(0.1)
   with pytest.raises(KeyError, match=r"no network 'z' .*\['a', 'b', 'c'\]"):

@@ -33,6 +33,9 @@ ALLOWED = {  # who may import what of gm
   "progress": {"core", "diagnostics"},
   "interrupt": {"progress"},
   "feed": {"core", "job", "sharding"},
+  "sampling": {
+    *("core", "errors", "inspection", "job", "pictures", "progress", "sharding", "workdir"),
+  },
   "steps": {"core", "errors", "job", "programs", "sharding"},
 }
 
