@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from gm import core
+from gm import core, flags
 
 MOST_PIXELS = 2**14  # of a side
 PERIODS = ("log_every", "sample_every", "checkpoint_every", "eval_every")
@@ -27,26 +27,26 @@ def common(config: ConfigDict) -> None:
     ValueError: for the first that cannot be.
   """
   top, data = {"section": ""}, {"section": "data"}
-  core.within(config, "seed", least=0, most=2**32 - 1, **top)  # jax takes no more of it
-  core.within(config, "batch_size", "accumulate", least=1, **top)
-  core.within(config, "num_steps", *PERIODS, least=0, most=core.MOST_STEPS, **top)
-  core.within(config, "steps_per_call", least=0, most=2**16, **top)  # rows of all wait in memory
-  core.within(config, "keep_checkpoints", least=1, **top)
-  core.within(config, "num_eval_samples", least=1, most=2**24, **top)  # they are held in memory
+  flags.within(config, "seed", least=0, most=2**32 - 1, **top)  # jax takes no more of it
+  flags.within(config, "batch_size", "accumulate", least=1, **top)
+  flags.within(config, "num_steps", *PERIODS, least=0, most=flags.MOST_STEPS, **top)
+  flags.within(config, "steps_per_call", least=0, most=2**16, **top)  # rows of all wait in memory
+  flags.within(config, "keep_checkpoints", least=1, **top)
+  flags.within(config, "num_eval_samples", least=1, most=2**24, **top)  # they are held in memory
   if "lr" in config:  # nothing is trained without
-    core.within(config, "lr", above=0.0, **top)
-  core.choice(config, "compute_dtype", ("float32", "bfloat16"), **top)
-  core.choice(config, "reference_split", ("train", "test"), **top)
+    flags.within(config, "lr", above=0.0, **top)
+  flags.choice(config, "compute_dtype", ("float32", "bfloat16"), **top)
+  flags.choice(config, "reference_split", ("train", "test"), **top)
   _best(config)
   for name in config.metrics:
     metric(name)
   wanted = config.data.get("attributes", ())
   if not all(isinstance(name, str) for name in wanted):
     raise ValueError(f"--config.data.attributes={wanted!r} are not all names")
-  core.within(config.data, "num_classes", least=0, **data)
-  core.within(config.data, "num_train", "memory_mb", least=0, most=core.MOST_STEPS, **data)
-  core.within(config.data, "scale", above=0.0, **data)
-  core.within(config.data, "channels", least=0, most=3, **data)
+  flags.within(config.data, "num_classes", least=0, **data)
+  flags.within(config.data, "num_train", "memory_mb", least=0, most=flags.MOST_STEPS, **data)
+  flags.within(config.data, "scale", above=0.0, **data)
+  flags.within(config.data, "channels", least=0, most=3, **data)
   _image_size(config.data.get("image_size", 0))
 
 

@@ -46,6 +46,27 @@ def discriminator_stats(real_logits: jax.Array, fake_logits: jax.Array) -> dict[
   }
 
 
+def margin_stats(real: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
+  """How far a D whose outputs are no logits of a probability tells data from samples.
+
+  Args:
+    real: D on data, [B] or any shape.
+    fake: D on samples, [B] or any shape.
+
+  Returns:
+    margin, the difference of the means, and d_accuracy, the mean of both halves' accuracies with 0
+    as the border (an output of 0 counts as fake). Both f32 scalars.
+
+  >>> stats = margin_stats(jnp.array([2.0, -1.0]), jnp.array([-2.0]))
+  >>> {name: float(value) for name, value in stats.items()}
+  {'margin': 2.5, 'd_accuracy': 0.75}
+  """
+  return {
+    "margin": real.mean() - fake.mean(),
+    "d_accuracy": 0.5 * (jnp.mean(real > 0) + jnp.mean(fake <= 0)),
+  }
+
+
 def dead_units(grads: Any) -> jax.Array:
   """Fraction of units that no example moves: kernel columns whose gradient is exactly 0.
 

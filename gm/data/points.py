@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gm.core import Info, Source, within
+from gm.core import Info, Source
 from gm.data import memory
+from gm.flags import within
 
 NUM_EXAMPLES = {"train": 100_000, "test": 10_000}
 

@@ -1,4 +1,4 @@
-"""Sets that are fetched or drawn once and kept as TFDS array_record; prepare.py has their table.
+"""Sets that are fetched or drawn once and kept as TFDS array_record; sets.py has their table.
 
 mnist: 60,000 training and 10,000 test digits, 28 x 28 grey, in the original order.
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gm.core import Info, Source
-from gm.data import attributes, images, memory, prepare
+from gm.data import attributes, images, memory, prepare, sets
 
 
 def info(cfg: Any) -> Info:
@@ -35,7 +35,7 @@ def info(cfg: Any) -> Info:
   >>> info({"name": "avatars", "attributes": ("skin", "glasses!=none")}).shape
   {'image': (64, 64, 3), 'attributes': (8,)}
   """
-  spec = prepare.require(cfg["name"])
+  spec = sets.require(cfg["name"])
   shape = {"image": images.shape(cfg, spec.shape["image"])}
   if not spec.attributes:
     return Info({**spec.shape, **shape}, num_classes=spec.num_classes)
@@ -50,7 +50,7 @@ def info(cfg: Any) -> Info:
 
 def _read(folder: pathlib.Path, name: str, split: str) -> dict[str, np.ndarray]:
   """Returns the leaves of a split, from the arrays kept beside the records where they are there."""
-  spec = prepare.require(name)
+  spec = sets.require(name)
   count = spec.num_examples[split]
   try:
     arrays = {
@@ -109,7 +109,7 @@ def load(
   rows = memory.rows(cfg, split, len(arrays["image"]))
   arrays = {name: a[rows] for name, a in arrays.items()}
   height, width, channels = facts.shape["image"]
-  spec = prepare.require(cfg["name"])
+  spec = sets.require(cfg["name"])
   arrays["image"] = images.fit(arrays["image"], height, width, background=spec.background)
   decode, classes = images.decoder(channels), spec.classes
   if spec.attributes:

@@ -34,78 +34,30 @@ Run: python main.py --config=configs/aae.py --workdir=/tmp/aae
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from gm import core, diagnostics, losses, optim, pictures
+from gm import core, diagnostics, flags, labelled, losses, optim, pictures
 from gm.nets import mlp
 from gm.nn import embed
+from gm.probability import spokes
 
 MOVES = ("rec", "d_z", "g_z", "d_y", "g_y", "cls")
-SPOKE_RADIUS, SPOKE_LENGTH, SPOKE_WIDTH = 1.4, 0.5, 0.1  # centre and standard deviations
 _he = nn.initializers.he_normal()
 
 
-def spokes(key: jax.Array, label: jax.Array, z_dim: int, num_spokes: int) -> jax.Array:
-  """Draws from a mixture of normals that lie like the spokes of a wheel, in every pair of axes.
-
-  z = R(2 pi k / num) (1.4 + u, v) with u ~ N(0, 0.5^2), v ~ N(0, 0.1^2), R a rotation.
-
-  Args:
-    key: random key.
-    label: which spoke, i32 [B]; num_spokes or more draws one of them.
-    z_dim: even.
-    num_spokes: num.
-
-  Returns:
-    [B, z_dim], one spoke in all pairs.
-
-  Source: Makhzani et al., 2016, arXiv:1511.05644, figure 3; numbers of the port.
-
-  >>> z = spokes(jax.random.key(0), jnp.zeros(1000, jnp.int32), 2, 10)  # along the first axis
-  >>> [round(float(m), 1) for m in z.mean(0)], [round(float(s), 1) for s in z.std(0)]
-  ([1.4, 0.0], [0.5, 0.1])
-  """
-  k = core.keys(key, "spoke", "place")
-  drawn = jax.random.randint(k.spoke, label.shape, 0, num_spokes)
-  angle = 2 * math.pi * jnp.where(label < num_spokes, label, drawn) / num_spokes
-  place = jax.random.normal(k.place, (len(label), z_dim // 2, 2))
-  along, across = SPOKE_RADIUS + SPOKE_LENGTH * place[..., 0], SPOKE_WIDTH * place[..., 1]
-  cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-  pairs = jnp.stack([along * cos - across * sin, along * sin + across * cos], axis=-1)
-  return pairs.reshape(len(label), z_dim)
-
-
-class Decoder(nn.Module):
-  """Codes [B, Z] -> images [B, *shape] in (-1, 1)."""
-
-  shape: tuple[int, ...]
-  widths: tuple[int, ...]
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, z: jax.Array) -> jax.Array:
-    """Decodes z."""
-    for width in self.widths:
-      z = nn.relu(nn.Dense(width, kernel_init=_he, dtype=self.dtype)(z))
-    glorot = nn.initializers.glorot_uniform()
-    x = nn.Dense(math.prod(self.shape), kernel_init=glorot, dtype=self.dtype)(z)
-    return jnp.tanh(x.astype(jnp.float32)).reshape(len(z), *self.shape)
-
-
 def _check(m, info: core.Info) -> None:
-  core.leaf(info, "image")
-  core.within(m, "z_dim", "widths", "labelled_batch", "label_every", least=1)
-  core.within(m, "d_widths", least=1, empty=True)
-  core.within(m, "num_categories", "num_labels", least=0)
-  core.within(m, "rate_ends", least=1, most=core.MOST_STEPS, empty=True)
-  core.within(m, "b1", least=0.0, below=1.0)
-  core.within(m, "z_weight", "y_weight", above=0.0)  # which Adam would not feel but at 0
-  core.within(m, "input_noise", least=0.0)
+  flags.leaf(info, "image")
+  flags.within(m, "z_dim", "widths", "labelled_batch", "label_every", least=1)
+  flags.within(m, "d_widths", least=1, empty=True)
+  flags.within(m, "num_categories", "num_labels", least=0)
+  flags.within(m, "rate_ends", least=1, most=flags.MOST_STEPS, empty=True)
+  flags.within(m, "b1", least=0.0, below=1.0)
+  flags.within(m, "z_weight", "y_weight", above=0.0)  # which Adam would not feel but at 0
+  flags.within(m, "input_noise", least=0.0)
   unknown = [move for move in m.moves if move not in MOVES]
   if unknown or not m.moves:
     raise ValueError(
@@ -116,7 +68,7 @@ def _check(m, info: core.Info) -> None:
       raise ValueError(f"{move} plays against {d}: --config.model.moves needs both or neither")
   if list(m.rate_ends) != sorted(set(m.rate_ends)):
     raise ValueError(f"--config.model.rate_ends={m.rate_ends} do not rise: give them in order")
-  core.choice(m, "prior", ("normal", "spokes"))
+  flags.choice(m, "prior", ("normal", "spokes"))
   if m.prior == "spokes" and m.z_dim % 2:
     raise ValueError(f"spokes lie in pairs of axes: make --config.model.z_dim={m.z_dim} even")
   uses = m.num_labels or m.decoder_label or m.d_label or m.prior == "spokes"
@@ -149,33 +101,6 @@ def _check(m, info: core.Info) -> None:
     )
 
 
-def _labelled(m, info: core.Info) -> core.Stage:
-  """A stage without steps that keeps the first images of every class, the only labelled ones.
-
-  Of a class that has too few, or is rarer than half of its even share, some come twice.
-  """
-  per_class = m.num_labels // info.num_classes
-
-  def init(key, batch, prev):
-    def first(c):  # the places of class c; its first one again where there are too few
-      here = batch["label"] == c
-      return jnp.nonzero(here, size=per_class, fill_value=here.argmax())[0]
-
-    rows = jnp.stack([first(c) for c in range(info.num_classes)], axis=1).ravel()  # 0 1 2 .. 0 1 ..
-    known = {name: batch[name][rows] for name in ("image", "label")}
-    return core.State(step=jnp.zeros((), jnp.int32), params={}, opt={}, extra=known)
-
-  def step(state, batch, key):
-    return state.replace(step=state.step + 1), {}
-
-  def sample(state, batch, key):
-    rows = jnp.arange(len(batch["image"])) % m.num_labels
-    return {name: x[rows] for name, x in state.extra.items()}
-
-  enough = {"batch_size": max(1_024, 2 * m.num_labels)}
-  return core.Stage("labels", 0, init, step, sample, data=enough)
-
-
 def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the stage of an adversarial autoencoder, after one that picks labelled images if any.
 
@@ -206,8 +131,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   enc = mlp.Decoder((width,), m.widths[:-1], "relu", kernel_init=_he, dtype=dtype)
   nets = {"enc": (enc, math.prod(shape))}  # with the length of what each takes in
   if has_code:
+    glorot = nn.initializers.glorot_uniform()
+    dec = mlp.Generator(shape, m.widths[::-1], kernel_init=_he, output_init=glorot, dtype=dtype)
     nets["z_head"] = nn.Dense(2 * m.z_dim, kernel_init=_he, dtype=dtype), width
-    nets["dec"] = Decoder(shape, m.widths[::-1], dtype=dtype), m.z_dim + y_dim
+    nets["dec"] = dec, m.z_dim + y_dim
   if {"d_z", "g_z"} & set(moves):
     nets["d_z"] = d, m.z_dim + (num_classes + 1 if m.d_label else 0)
   if inferred:
@@ -259,7 +186,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def prior(key, label):  # label: num_classes where there is none
     if m.prior == "spokes":
-      return spokes(key, label, m.z_dim, num_classes)
+      return spokes.draw(key, label, m.z_dim, num_classes)
     return jax.random.normal(key, (len(label), m.z_dim))
 
   def observe(key, x):
@@ -318,10 +245,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   # --------------------------------------------------------------------------------------- the game
 
-  def labelled(state):  # the next labelled images in turn
-    start = state.step // m.label_every * m.labelled_batch
-    rows = (start + jnp.arange(m.labelled_batch)) % m.num_labels
-    return {name: x[rows] for name, x in state.extra.items()}
+  def known(state):  # the labelled images whose turn it is
+    return labelled.turn(state.extra, state.step // m.label_every, m.labelled_batch)
 
   def step(state, batch, key):
     k = core.keys(key, "prior", "category", *MOVES)
@@ -330,7 +255,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     if tells_labels and not m.num_labels:
       label = batch["label"]
     elif tells_labels:  # a few labelled images join the others
-      more = labelled(state)
+      more = known(state)
       x, label = jnp.concatenate([x, more["image"]]), jnp.concatenate([label, more["label"]])
     one_hots = one_hot(jax.random.randint(k.category, label.shape, 0, max(1, y_dim)))
     drawn = {"prior": prior(k.prior, label), "one_hot": one_hots}
@@ -340,7 +265,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
         state, more = play(state, move, b)
         found |= more
     if "cls" in moves:
-      some = labelled(state)
+      some = known(state)
       b = {"label": some["label"], **observe(k.cls, some["image"])}
       moved, more = play(state, "cls", b)  # measured in every step, kept where it is due
       state = core.every(m.label_every, state.step, lambda _: moved, state)
@@ -389,8 +314,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       found["accuracy"] = jnp.mean(right, dtype=jnp.float32)
     if has_code and m.prior == "spokes":  # does the nearest spoke have the number of the class?
       z = mean + std * jax.random.normal(key, mean.shape)
-      turn = jnp.arctan2(z[:, 1], z[:, 0]) / (2 * math.pi)
-      right = jnp.round(turn * num_classes) % num_classes == batch["label"]
+      right = spokes.nearest(z, num_classes) == batch["label"]
       found["spoke_accuracy"] = jnp.mean(right, dtype=jnp.float32)
     return found
 
@@ -409,10 +333,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       painted = decode(p, styles, one_hot(jnp.tile(jnp.arange(y_dim), 10)))
       found["styles"] = painted.reshape(10, y_dim, *shape)
     elif m.prior == "spokes":  # a spoke in each row, outwards from left to right
-      angle = 2 * math.pi * jnp.arange(num_classes) / num_classes
-      ray = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
-      radius = SPOKE_RADIUS + jnp.linspace(-2, 2, 10) * SPOKE_LENGTH
-      places = jnp.tile(ray[:, None] * radius[:, None], m.z_dim // 2).reshape(-1, m.z_dim)
+      places = spokes.along(m.z_dim, num_classes, 10).reshape(-1, m.z_dim)
       found["spokes"] = decode(p, places).reshape(num_classes, 10, *shape)
     elif m.z_dim == 2:
       found["manifold"] = pictures.plane(lambda z: decode(p, z))
@@ -421,4 +342,5 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
   if has_code:
     train = train._replace(latent=latent, generate=render, straight=m.prior == "spokes")
-  return [_labelled(m, info), train] if m.num_labels else [train]
+  few = [labelled.stage(m.num_labels, num_classes)] if m.num_labels else []
+  return [*few, train]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import core, optim, pictures
+from gm import core, flags, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
 
@@ -29,10 +29,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or data that are not images.
   """
   m = config.model
-  core.leaf(info, "image")
-  core.within(m, "z_dim", least=1)
-  core.within(m, "widths", least=1, empty=True)
-  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
+  flags.leaf(info, "image")
+  flags.within(m, "z_dim", least=1)
+  flags.within(m, "widths", least=1, empty=True)
+  flags.choice(m, "activation", tuple(mlp.ACTIVATIONS))
   options = {"activation": m.activation, "dtype": config.compute_dtype}
   # the same perceptron both ways: from flat pixels to z, and from z to pixels
   enc = mlp.Decoder((m.z_dim,), widths=m.widths, **options)

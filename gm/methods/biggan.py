@@ -28,7 +28,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import augment, core, losses, optim, pictures, regularizers
+from gm import augment, core, diagnostics, flags, losses, optim, pictures, regularizers
 from gm.nets import resnet
 from gm.nn import spectral
 
@@ -45,14 +45,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       asked for at a size that no map has.
   """
   m, classes = config.model, info.num_classes
-  core.within(m, "d_steps", "standing_passes", least=1, most=2**10)
-  core.within(m, "z_dim", "base", "g_widths", "d_widths", least=1)
-  core.within(m, "embed_features", "d_down", least=0)
-  core.within(m, "attention", least=1, empty=True)
-  core.within(m, "ema_from", "standing_every", least=0, most=core.MOST_STEPS)
-  core.within(m, "d_lr", "adam_eps", "sn_eps", above=0.0)
-  core.within(m, "ortho_weight", "truncation", least=0.0)
-  core.within(m, "ema", least=0.0, below=1.0)
+  flags.within(m, "d_steps", "standing_passes", least=1, most=2**10)
+  flags.within(m, "z_dim", "base", "g_widths", "d_widths", least=1)
+  flags.within(m, "embed_features", "d_down", least=0)
+  flags.within(m, "attention", least=1, empty=True)
+  flags.within(m, "ema_from", "standing_every", least=0, most=flags.MOST_STEPS)
+  flags.within(m, "d_lr", "adam_eps", "sn_eps", above=0.0)
+  flags.within(m, "ortho_weight", "truncation", least=0.0)
+  flags.within(m, "ema", least=0.0, below=1.0)
   if not classes or "image" not in info.shape:
     raise ValueError(
       "BigGAN makes images by class, and the data are not images or have no labels: set"
@@ -61,7 +61,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
   augment.require(m.augment, info.shape["image"])
   common = {
-    "scheme": core.choice(m, "scheme", resnet.SCHEMES),
+    "scheme": flags.choice(m, "scheme", resnet.SCHEMES),
     "dtype": config.compute_dtype,
     "num_classes": classes,
   }
@@ -125,10 +125,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
       real, fake = jnp.split(logits, 2)
-      found = {
-        "margin": real.mean() - fake.mean(),
-        "d_accuracy": 0.5 * (jnp.mean(real > 0) + jnp.mean(fake <= 0)),
-      }
+      found = diagnostics.margin_stats(real, fake)
       return losses.hinge_d(real, fake), ({"d": stats, "g": g_stats}, found)
 
     batch = {"x": x, "y": y, "z": z, "y_fake": y_fake, "see": k.see}

@@ -22,71 +22,15 @@ Run: python main.py --config=configs/cgan.py --workdir=/tmp/cgan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import augment, core, diagnostics, losses, optim
-from gm.nets import mlp
-from gm.nn import embed, linear
+from gm import augment, core, diagnostics, flags, losses, optim
+from gm.nets import cgan, mlp
+from gm.nn import embed
 from gm.nn import init as inits
-
-
-class Embedding(nn.Module):
-  """net([x, E y]): the input, flat, joined with a trainable row for each class, N(0, 1) at first.
-
-  Attributes:
-    net: [B, N + features] -> anything.
-    features: length of a row.
-  """
-
-  net: nn.Module
-  features: int = 10
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, y: jax.Array, train: bool = True) -> jax.Array:
-    """Computes net of x [B, ...] and one-hot labels y [B, K]."""
-    table = nn.Dense(
-      self.features,
-      use_bias=False,
-      kernel_init=inits.normal(1.0),
-      dtype=self.dtype,
-      name="embedding",
-    )
-    return self.net(jnp.concatenate([x.reshape(len(x), -1), table(y)], axis=1), train)
-
-
-class Paths(nn.Module):
-  """net([h(x), h(y)]): both inputs pass a hidden layer of their own first.
-
-  Attributes:
-    net: [B, sum of widths] -> anything.
-    widths: of the layers for x and for y.
-    pieces: 1 makes them rectified, more maxout over so many linear maps.
-  """
-
-  net: nn.Module
-  widths: Sequence[int] = (200, 1000)
-  pieces: int = 1
-  kernel_init: Any = nn.initializers.lecun_normal()
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, y: jax.Array, train: bool = True) -> jax.Array:
-    """Computes net of x [B, ...] and one-hot labels y [B, K]."""
-    options = {"kernel_init": self.kernel_init, "dtype": self.dtype}
-    both = []
-    for v, width, name in ((x, self.widths[0], "of_x"), (y, self.widths[1], "of_y")):
-      v = v.reshape(len(v), -1)
-      if self.pieces > 1:
-        both.append(linear.Maxout(width, self.pieces, name=name, **options)(v))
-      else:
-        both.append(nn.relu(nn.Dense(width, name=name, **options)(v)))
-    return self.net(jnp.concatenate(both, axis=1), train)
+from gm.probability import latents
 
 
 def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
@@ -95,10 +39,10 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
   Raises:
     ValueError: for names that do not exist.
   """
-  core.choice(m, "nets", ("embedding", "paths"))
-  core.choice(m, "g_activation", tuple(mlp.ACTIVATIONS))
-  core.choice(m, "g_norm", mlp.NORMS)
-  core.choice(m, "g_output", tuple(mlp.OUTPUTS))
+  flags.choice(m, "nets", ("embedding", "paths"))
+  flags.choice(m, "g_activation", tuple(mlp.ACTIVATIONS))
+  flags.choice(m, "g_norm", mlp.NORMS)
+  flags.choice(m, "g_output", tuple(mlp.OUTPUTS))
   paths = m.nets == "paths"
   if paths:
     g_init, d_init = inits.uniform(m.g_init_scale), inits.uniform(m.d_init_scale)
@@ -125,10 +69,10 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
     dtype=dtype,
   )
   if not paths:
-    return Embedding(g, m.embed, dtype), Embedding(d, m.embed, dtype)
+    return cgan.Embedding(g, m.embed, dtype), cgan.Embedding(d, m.embed, dtype)
   return (
-    Paths(g, m.g_paths, kernel_init=g_init, dtype=dtype),
-    Paths(d, m.d_paths, m.d_path_pieces, kernel_init=d_init, dtype=dtype),
+    cgan.Paths(g, m.g_paths, kernel_init=g_init, dtype=dtype),
+    cgan.Paths(d, m.d_paths, m.d_path_pieces, kernel_init=d_init, dtype=dtype),
   )
 
 
@@ -163,12 +107,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for data without labels, a label that they do not have, or a name or a number that
       is not possible.
   """
-  m, num_classes, data = config.model, info.num_classes, core.leaf(info, "image", "point")
-  core.within(m, "z_dim", "embed", "d_pieces", "d_path_pieces", least=1)
-  core.within(m, "g_widths", "d_widths", least=1, empty=True)
-  core.within(m, "g_paths", "d_paths", least=1, length=2)
-  core.within(m, "g_init_scale", "d_init_scale", above=0.0)
-  core.within(m, "b1", "ema", "dropout", least=0.0, below=1.0)
+  m, num_classes, data = config.model, info.num_classes, flags.leaf(info, "image", "point")
+  flags.within(m, "z_dim", "embed", "d_pieces", "d_path_pieces", least=1)
+  flags.within(m, "g_widths", "d_widths", least=1, empty=True)
+  flags.within(m, "g_paths", "d_paths", least=1, length=2)
+  flags.within(m, "g_init_scale", "d_init_scale", above=0.0)
+  flags.within(m, "b1", "ema", "dropout", least=0.0, below=1.0)
   augment.require(m.augment, info.shape[data])
   if "label" not in info.shape or not num_classes:
     raise ValueError(
@@ -180,9 +124,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."
       f" {num_classes - 1}, or to -1 for the labels of the test split"
     )
-  core.choice(m, "loss", tuple(LOSSES))
-  core.choice(m, "optimizer", ("adam", "sgd"))
-  core.choice(m, "noise", ("normal", "unit"))
+  flags.choice(m, "loss", tuple(LOSSES))
+  flags.choice(m, "optimizer", ("adam", "sgd"))
+  flags.choice(m, "noise", ("normal", "unit"))  # unit: the paper's hypercube
   d_criterion, g_criterion = LOSSES[m.loss]
   g, d = networks(m, info.shape[data], config.compute_dtype)
   if m.optimizer == "adam":
@@ -204,9 +148,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return core.apply(d, params, {}, x, y, rngs={"dropout": key})[0]
 
   def noise(key, n):
-    if m.noise == "unit":  # the paper's hypercube
-      return jax.random.uniform(key, (n, m.z_dim))
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(m.noise, key, (n, m.z_dim))
 
   def one_hot(y):
     return embed.one_hot(y, num_classes)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
-from gm import augment, core, optim
+from gm import augment, core, flags, optim
 from gm.nets.classifier import DigitClassifier
 
 
@@ -27,8 +27,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for other data, or a number that is not possible.
   """
   m = config.model
-  core.within(m, "shift", least=0, most=27)
-  core.within(m, "ema", least=0.0, below=1.0)
+  flags.within(m, "shift", least=0, most=27)
+  flags.within(m, "ema", least=0.0, below=1.0)
   if info.shape.get("image") != (28, 28, 1) or info.num_classes != 10:
     raise ValueError(
       f"classifier takes images (28, 28, 1) of 10 classes, the data have {info.shape.get('image')}"

@@ -19,8 +19,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import augment, core, diagnostics, losses, optim, pictures
+from gm import augment, core, diagnostics, flags, losses, optim, pictures
 from gm.nets import dcgan
+from gm.probability import latents
 
 
 def grid_max(x: jax.Array, size: int) -> jax.Array:
@@ -44,12 +45,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or data that are not images.
   """
   m, dtype = config.model, config.compute_dtype
-  core.within(m, "z_dim", "g_base", "d_base", "start", "kernel", least=1)
-  core.within(m, "b1", "ema", least=0.0, below=1.0)
-  augment.require(m.augment, info.shape[core.leaf(info, "image")])
-  core.choice(m, "first", ("conv", "dense"))
-  core.choice(m, "noise", ("normal", "uniform"))
-  core.choice(m, "bn_mode", ("running", "batch"))
+  flags.within(m, "z_dim", "g_base", "d_base", "start", "kernel", least=1)
+  flags.within(m, "b1", "ema", least=0.0, below=1.0)
+  augment.require(m.augment, info.shape[flags.leaf(info, "image")])
+  flags.choice(m, "first", ("conv", "dense"))
+  flags.choice(m, "noise", ("normal", "uniform"))
+  flags.choice(m, "bn_mode", ("running", "batch"))
   g = dcgan.Generator(
     info.shape["image"], base=m.g_base, start=m.start, kernel=m.kernel, first=m.first, dtype=dtype
   )
@@ -57,9 +58,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   tx = {n: optim.adam(config.lr, b1=m.b1) for n in ("g", "d")}
 
   def noise(key, n):
-    if m.noise == "uniform":
-      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(m.noise, key, (n, m.z_dim))
 
   def init(key, batch, prev):
     k = core.keys(key, "g", "d")

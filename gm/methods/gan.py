@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gm import augment, core, diagnostics, losses, optim, pictures
+from gm import augment, core, diagnostics, flags, losses, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
+from gm.probability import latents, likelihood
 
 
 def unroll(
@@ -67,23 +68,23 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   Raises:
     ValueError: for a name or a number that is not possible, or if packs do not divide the batch.
   """
-  m, data = config.model, core.leaf(info, "image", "point")
-  core.within(m, "z_dim", "d_pieces", "pack", least=1)
-  core.within(m, "g_widths", "d_widths", least=1, empty=True)
-  core.within(m, "g_from", least=0, most=core.MOST_STEPS)
-  core.within(m, "unroll", least=0)
-  core.within(m, "d_lr", "g_init_scale", "d_init_scale", above=0.0)
-  core.within(m, "b1", "ema", least=0.0, below=1.0)
-  core.within(m, "d_dropout", least=0.0, below=1.0, length=2)
-  core.within(m, "g_bias")
-  core.choice(m, "optimizer", ("adam", "sgd"))
-  core.choice(m, "noise", ("normal", "uniform"))
+  m, data = config.model, flags.leaf(info, "image", "point")
+  flags.within(m, "z_dim", "d_pieces", "pack", least=1)
+  flags.within(m, "g_widths", "d_widths", least=1, empty=True)
+  flags.within(m, "g_from", least=0, most=flags.MOST_STEPS)
+  flags.within(m, "unroll", least=0)
+  flags.within(m, "d_lr", "g_init_scale", "d_init_scale", above=0.0)
+  flags.within(m, "b1", "ema", least=0.0, below=1.0)
+  flags.within(m, "d_dropout", least=0.0, below=1.0, length=2)
+  flags.within(m, "g_bias")
+  flags.choice(m, "optimizer", ("adam", "sgd"))
+  flags.choice(m, "noise", ("normal", "uniform"))
   for key in ("g_activation", "d_activation"):
-    core.choice(m, key, tuple(mlp.ACTIVATIONS))
+    flags.choice(m, key, tuple(mlp.ACTIVATIONS))
   for key in ("g_init", "d_init"):
-    core.choice(m, key, tuple(inits.DENSE))
-  core.choice(m, "g_norm", mlp.NORMS)
-  core.choice(m, "g_output", tuple(mlp.OUTPUTS))
+    flags.choice(m, key, tuple(inits.DENSE))
+  flags.choice(m, "g_norm", mlp.NORMS)
+  flags.choice(m, "g_output", tuple(mlp.OUTPUTS))
   augment.require(m.augment, info.shape[data])
   if m.g_bias_from_data and m.g_output != "sigmoid":
     raise ValueError(
@@ -121,7 +122,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     tx = {n: optim.sgd(optim.inverse_decay(config.lr), momentum) for n in ("g", "d")}
     ahead = tx["d"]
   criteria = {"nonsaturating": losses.nonsaturating_g, "minimax": losses.minimax_g}
-  g_criterion = criteria[core.choice(m, "loss", tuple(criteria))]
+  g_criterion = criteria[flags.choice(m, "loss", tuple(criteria))]
 
   unit = m.g_output == "sigmoid"  # the paper's pixels lie in [0, 1], the data's in [-1, 1]
 
@@ -139,9 +140,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jnp.split(both, 2)  # D has no batch statistics, so one pass is two
 
   def noise(key, n):
-    if m.noise == "uniform":
-      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(m.noise, key, (n, m.z_dim))
 
   def init(key, batch, prev):
     k = core.keys(key, "g", "d")
@@ -214,7 +213,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     (b,), (a_and_b,) = G(g_params, {}, jnp.array([[0.0], [1.0]]))[0]
 
     def log_prob(mean, std):
-      return losses.gaussian_log_prob(x, jnp.full_like(x, mean), jnp.log(std))
+      return likelihood.gaussian_log_prob(x, jnp.full_like(x, mean), jnp.log(std))
 
     return log_prob(info.modes[0][0], info.mode_std) - log_prob(b, jnp.abs(a_and_b - b))
 

@@ -27,112 +27,16 @@ Run: python main.py --config=configs/infogan.py --workdir=/tmp/infogan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import augment, core, diagnostics, losses, optim
-from gm.nets import dcgan, mlp
-from gm.nn import conv, norm
-from gm.nn import init as inits
+from gm import augment, core, diagnostics, flags, losses, optim
+from gm.nets import infogan, mlp
+from gm.probability import likelihood
 
 SWEEP = 2.0  # the paper draws a number from -2 to 2, where training stops at 1
-_normal = inits.normal(0.02)
-
-
-def _norm(x: jax.Array, train: bool, dtype: Any) -> jax.Array:
-  """Batch normalisation whose scales start as N(1, 0.02^2)."""
-  return norm.BatchNorm(scale_init=inits.normal(0.02, mean=1.0), dtype=dtype)(x, train)
-
-
-def _depth(image: tuple[int, int], start: int) -> int:
-  """How often a map doubles from `start` pixels on its short side to the image."""
-  return len(dcgan.sizes(image, start=start)) - 1
-
-
-class Generator(nn.Module):
-  """Latents [B, Z] -> images [B, *shape] in [0, 1]: a dense layer, and DCGAN's generator on it."""
-
-  shape: tuple[int, int, int]
-  base: int = 64
-  hidden: int = 1024
-  start: int = 7
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, z: jax.Array, train: bool = True) -> jax.Array:
-    """Generates from z."""
-    x = nn.Dense(self.hidden, kernel_init=_normal, dtype=self.dtype)(z)
-    return dcgan.Generator(
-      self.shape,
-      base=self.base,
-      start=self.start,
-      use_bias=True,
-      first="dense",
-      output="sigmoid",
-      dtype=self.dtype,
-    )(nn.relu(_norm(x, train, self.dtype)), train)
-
-
-class Trunk(nn.Module):
-  """What D and Q share: images [B, H, W, C] in [0, 1] -> [B, hidden]; no norm at first.
-
-  Its convolutions halve the maps as often as G doubles them.
-  """
-
-  base: int = 64
-  hidden: int = 1024
-  start: int = 7
-  slope: float = 0.01
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
-    """Computes the features."""
-    cut = nn.initializers.truncated_normal(0.02)  # at 2 deviations, as TensorFlow does
-    for i in range(_depth(x.shape[1:3], self.start)):
-      x = conv.Conv(self.base * 2**i, 4, 2, kernel_init=cut, dtype=self.dtype)(x)
-      x = nn.leaky_relu(_norm(x, train, self.dtype) if i else x, self.slope)
-    x = nn.Dense(self.hidden, kernel_init=_normal, dtype=self.dtype)(x.reshape(len(x), -1))
-    return nn.leaky_relu(_norm(x, train, self.dtype), self.slope)
-
-
-class FlatTrunk(nn.Module):
-  """The same of dense layers for points or images [B, ...] -> [B, widths[-1]], without norm."""
-
-  widths: tuple[int, ...]
-  slope: float = 0.2
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
-    """Computes the features."""
-    x = x.reshape(len(x), -1)
-    for width in self.widths:
-      x = nn.leaky_relu(nn.Dense(width, dtype=self.dtype)(x), self.slope)
-    return x
-
-
-class Head(nn.Module):
-  """Features [B, F] -> [B, outputs], float32, through one layer of `hidden` units if any."""
-
-  outputs: int = 1
-  hidden: int = 0
-  slope: float = 0.01
-  kernel_init: Callable = _normal
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
-    """Reads the features."""
-    if self.hidden:
-      x = nn.Dense(self.hidden, kernel_init=self.kernel_init, dtype=self.dtype)(x)
-      x = nn.leaky_relu(_norm(x, train, self.dtype), self.slope)
-    x = nn.Dense(self.outputs, kernel_init=self.kernel_init, dtype=self.dtype)(x)
-    return x.astype(jnp.float32)
 
 
 def bound(
@@ -161,10 +65,10 @@ def bound(
   log_q = jnp.sum(one_hot * jax.nn.log_softmax(out[:, :num_categories]), axis=1)
   mean, log_var = out[:, num_categories::2], out[:, num_categories + 1 :: 2]
   log_std = jnp.zeros_like(log_var) if fix_std else 0.5 * log_var
-  density = losses.gaussian_log_prob(numbers, mean, log_std, event_ndim=1)
+  density = likelihood.gaussian_log_prob(numbers, mean, log_std, event_ndim=1)
   return (
     math.log(num_categories) + log_q,
-    density - losses.standard_normal_log_prob(numbers, event_ndim=1),
+    density - likelihood.standard_normal_log_prob(numbers, event_ndim=1),
   )
 
 
@@ -175,27 +79,27 @@ def networks(m, shape: tuple[int, ...], dtype: str) -> dict[str, nn.Module]:
     ValueError: for unknown model.nets, or convolutions of what is no image or one too small.
   """
   num_outputs, image = m.num_categories + 2 * m.num_numbers, len(shape) == 3
-  if core.choice(m, "nets", ("conv", "mlp")) == "mlp":
+  if flags.choice(m, "nets", ("conv", "mlp")) == "mlp":
     plain = {"kernel_init": nn.initializers.lecun_normal(), "dtype": dtype}
     output = "sigmoid" if image else "none"
     return {
       "g": mlp.Generator(shape, m.widths, activation="leaky_relu", output=output, **plain),
-      "trunk": FlatTrunk(m.widths, slope=m.slope, dtype=dtype),
-      "d": Head(**plain),
-      "q": Head(num_outputs, **plain),
+      "trunk": infogan.FlatTrunk(m.widths, slope=m.slope, dtype=dtype),
+      "d": infogan.Head(**plain),
+      "q": infogan.Head(num_outputs, **plain),
     }
   if not image:
     raise ValueError("convolutions take images, the data are points: set --config.model.nets=mlp")
-  if not _depth(shape[:2], m.start):
+  if not infogan.depth(shape[:2], m.start):
     raise ValueError(
       f"images of {shape[0]}x{shape[1]} pixels are no larger than the first map: set"
       f" --config.model.start={m.start} to half their short side or less"
     )
   return {
-    "g": Generator(shape, base=m.g_base, hidden=m.g_hidden, start=m.start, dtype=dtype),
-    "trunk": Trunk(m.d_base, m.d_hidden, m.start, slope=m.slope, dtype=dtype),
-    "d": Head(dtype=dtype),
-    "q": Head(num_outputs, hidden=m.q_hidden, slope=m.slope, dtype=dtype),
+    "g": infogan.Generator(shape, base=m.g_base, hidden=m.g_hidden, start=m.start, dtype=dtype),
+    "trunk": infogan.Trunk(m.d_base, m.d_hidden, m.start, slope=m.slope, dtype=dtype),
+    "d": infogan.Head(dtype=dtype),
+    "q": infogan.Head(num_outputs, hidden=m.q_hidden, slope=m.slope, dtype=dtype),
   }
 
 
@@ -205,19 +109,19 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   Raises:
     ValueError: for a name or a number that is not possible, or networks that do not fit the data.
   """
-  m, data = config.model, core.leaf(info, "image", "point")
-  core.within(m, "num_categories", least=2)  # one tells nothing
-  core.within(m, "noise_dim", "num_numbers", "q_hidden", least=0)
-  core.within(m, "g_hidden", "g_base", "d_hidden", "d_base", "start", least=1)
-  core.within(m, "widths", least=1, empty=True)
-  core.within(m, "d_noise_steps", least=1, most=core.MOST_STEPS)
-  core.within(m, "d_noise", "category_weight", "number_weight", "slope", least=0.0)
-  core.within(m, "g_lr", above=0.0)
-  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  m, data = config.model, flags.leaf(info, "image", "point")
+  flags.within(m, "num_categories", least=2)  # one tells nothing
+  flags.within(m, "noise_dim", "num_numbers", "q_hidden", least=0)
+  flags.within(m, "g_hidden", "g_base", "d_hidden", "d_base", "start", least=1)
+  flags.within(m, "widths", least=1, empty=True)
+  flags.within(m, "d_noise_steps", least=1, most=flags.MOST_STEPS)
+  flags.within(m, "d_noise", "category_weight", "number_weight", "slope", least=0.0)
+  flags.within(m, "g_lr", above=0.0)
+  flags.within(m, "b1", "ema", least=0.0, below=1.0)
   augment.require(m.augment, info.shape[data])
   nets = networks(m, info.shape[data], config.compute_dtype)
-  batch_statistics = core.choice(m, "bn_mode", ("running", "batch")) == "batch"
-  q_with_d = core.choice(m, "q_player", ("d", "g")) == "d"
+  batch_statistics = flags.choice(m, "bn_mode", ("running", "batch")) == "batch"
+  q_with_d = flags.choice(m, "q_player", ("d", "g")) == "d"
   d_names = ["trunk", "d", "q"] if q_with_d else ["trunk", "d"]
   g_names = ["g"] if q_with_d else ["g", "q"]
   tx = {

@@ -25,23 +25,18 @@ Run: python main.py --config=configs/lsgan.py --workdir=/tmp/lsgan
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from gm import augment, core, losses, optim, pictures
-from gm.nets import mlp
-from gm.nn import conv, embed, norm
+from gm import augment, core, flags, losses, optim, pictures
+from gm.nets import lsgan, mlp
+from gm.nn import embed
 from gm.nn import init as inits
+from gm.probability import latents
 
 SCHEMES = {"01": losses.ZERO_ONE, "pearson": losses.PEARSON}
-OF_DENSE = {"kernel_init": inits.normal(0.02)}  # and of transposed convolutions
-OF_CONV = {"kernel_init": nn.initializers.truncated_normal(0.02)}  # cut at 2 standard deviations
 
 
 def divergence(real: jax.Array, fake: jax.Array, target: losses.Targets) -> jax.Array:
@@ -64,131 +59,18 @@ def divergence(real: jax.Array, fake: jax.Array, target: losses.Targets) -> jax.
   return 2 - 8 * loss / (target.b - target.a) ** 2
 
 
-def first_size(shape: tuple[int, int, int], strides: Sequence[int]) -> tuple[int, int]:
-  """Returns the size of the first map, from which the strides lead up to the image.
-
-  Raises:
-    ValueError: if there is none.
-
-  >>> first_size((112, 224, 3), (2, 1, 2, 1, 2, 2, 1))
-  (7, 14)
-  """
-  factor = math.prod(strides)
-  if shape[0] % factor or shape[1] % factor:
-    raise ValueError(
-      f"images of {shape[0]}x{shape[1]} pixels are no multiple of {factor}, the product of the"
-      f" strides {tuple(strides)}: change --config.data.image_size or --config.model.g_strides"
-    )
-  return shape[0] // factor, shape[1] // factor
-
-
-class Generator(nn.Module):
-  """z [B, Z] and one-hot labels [B, K] -> images [B, *shape], float32.
-
-  A dense layer makes the first map, transposed convolutions all others, each followed by batch norm
-  and ReLU but the last.
-
-  Attributes:
-    shape: (H, W, C).
-    first: channels of the first map.
-    widths: of the maps between the first and the image.
-    strides: one more than widths.
-    per_feature: the first batch norm is of features, pixels apart; else of channels.
-    norm: none, batch or layer.
-    output: tanh, sigmoid or none.
-    embed: length of the linear map of the label that is joined to z; 0: no labels.
-  """
-
-  shape: tuple[int, int, int]
-  first: int = 256
-  widths: Sequence[int] = (256, 256, 256, 256, 128, 64)
-  strides: Sequence[int] = (2, 1, 2, 1, 2, 2, 1)
-  kernel: int = 3
-  per_feature: bool = False
-  norm: str = "batch"
-  output: str = "tanh"
-  embed: int = 0
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, z: jax.Array, train: bool = True, y: jax.Array | None = None) -> jax.Array:
-    """Generates from z, and y where there are labels."""
-    height, width = first_size(self.shape, self.strides)
-    options = {**OF_DENSE, "dtype": self.dtype}
-    layer = lambda x: nn.relu(
-      norm.layer(self.norm, scale_init=inits.constant(1.0), dtype=self.dtype)(x, train)
-    )
-    if self.embed:
-      z = jnp.concatenate([z, nn.Dense(self.embed, name="label", **options)(y)], axis=1)
-    x = nn.Dense(height * width * self.first, name="first", **options)(z)
-    maps = lambda x: x.reshape(-1, height, width, self.first)
-    x = maps(layer(x)) if self.per_feature else layer(maps(x))
-    for i, (features, stride) in enumerate(
-      zip((*self.widths, self.shape[2]), self.strides, strict=True)
-    ):
-      x = conv.ConvTranspose(features, self.kernel, stride, name=f"up{i}", **options)(x)
-      x = layer(x) if i < len(self.widths) else x
-    return mlp.OUTPUTS[self.output](x.astype(jnp.float32))
-
-
-class Discriminator(nn.Module):
-  """Images [B, H, W, C] and one-hot labels [B, K] -> unbounded outputs [B], float32.
-
-  Convolutions of stride 2, then dense layers, each followed by batch norm (but the first one) and
-  LeakyReLU.
-
-  Attributes:
-    widths: of the convolutions.
-    dense: of the hidden dense layers.
-    norm: none, batch or layer.
-    embed: length of the linear map of the label that is joined to every hidden layer; 0: no labels.
-  """
-
-  widths: Sequence[int] = (64, 128, 256, 512)
-  dense: Sequence[int] = ()
-  kernel: int = 5
-  norm: str = "batch"
-  embed: int = 0
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = True, y: jax.Array | None = None) -> jax.Array:
-    """Scores x, or the pair of x and y."""
-    options = {**OF_DENSE, "dtype": self.dtype}
-    normalize = lambda x: norm.layer(self.norm, scale_init=inits.constant(1.0), dtype=self.dtype)(
-      x, train
-    )
-    e = nn.Dense(self.embed, name="label", **options)(y) if self.embed else None
-
-    def join(x):  # to every pixel, where x is a map
-      if e is None:
-        return x
-      rows = jnp.expand_dims(e, tuple(range(1, x.ndim - 1)))
-      return jnp.concatenate([x, jnp.broadcast_to(rows, (*x.shape[:-1], self.embed))], axis=-1)
-
-    for i, width in enumerate(self.widths):
-      x = join(x) if i > 0 else x
-      x = conv.Conv(width, self.kernel, 2, name=f"down{i}", **OF_CONV, dtype=self.dtype)(x)
-      x = nn.leaky_relu(normalize(x) if i > 0 else x, 0.2)
-    x = join(x.reshape(x.shape[0], -1))
-    for i, width in enumerate(self.dense):
-      x = nn.Dense(width, name=f"dense{i}", **options)(x)
-      x = join(nn.leaky_relu(normalize(x), 0.2))
-    return nn.Dense(1, name="last", **options)(x)[:, 0].astype(jnp.float32)
-
-
 def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
   """Returns G and D of a variant.
 
   Raises:
     ValueError: for names that do not exist, or numbers of layers that do not agree.
   """
-  core.choice(m, "output", tuple(mlp.OUTPUTS))
-  core.choice(m, "g_norm", mlp.NORMS)
-  core.choice(m, "d_norm", mlp.NORMS)
-  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
-  core.choice(m, "init", ("lecun", "orthogonal"))
-  core.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
+  flags.choice(m, "output", tuple(mlp.OUTPUTS))
+  flags.choice(m, "g_norm", mlp.NORMS)
+  flags.choice(m, "d_norm", mlp.NORMS)
+  flags.choice(m, "activation", tuple(mlp.ACTIVATIONS))
+  flags.choice(m, "init", ("lecun", "orthogonal"))
+  flags.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
   if m.nets == "mlp":
     if m.embed:
       raise ValueError(f"embed {m.embed} needs nets=conv: set --config.model.embed to 0")
@@ -201,8 +83,8 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
       f"{len(m.g_strides)} strides do not lead through {len(m.g_widths)} maps to an image: give one"
       " more in --config.model.g_strides than in --config.model.g_widths"
     )
-  first_size(shape, m.g_strides)  # complains here, before anything is built
-  g = Generator(
+  lsgan.first_size(shape, m.g_strides)  # complains here, before anything is built
+  g = lsgan.Generator(
     shape,
     m.g_first,
     m.g_widths,
@@ -214,7 +96,8 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
     m.embed,
     dtype,
   )
-  return g, Discriminator(m.d_widths, m.d_dense, m.d_kernel, m.d_norm, m.embed, dtype)
+  d = lsgan.Discriminator(m.d_widths, m.d_dense, m.d_kernel, m.d_norm, m.embed, dtype)
+  return g, d
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
@@ -224,13 +107,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a label projection without labels, a label that the data do not have, a name or
       a number that is not possible, or what the networks refuse.
   """
-  m, num_classes, data = config.model, info.num_classes, core.leaf(info, "image", "point")
-  core.within(m, "z_dim", "g_first", "g_kernel", "d_kernel", "g_strides", least=1)
-  core.within(m, "g_widths", "d_widths", "d_dense", least=1, empty=True)
-  core.within(m, "embed", least=0)
-  core.within(m, "sample_label", least=-1)
-  core.within(m, "d_lr", "init_scale", above=0.0)
-  core.within(m, "b1", "ema", least=0.0, below=1.0)
+  m, num_classes, data = config.model, info.num_classes, flags.leaf(info, "image", "point")
+  flags.within(m, "z_dim", "g_first", "g_kernel", "d_kernel", "g_strides", least=1)
+  flags.within(m, "g_widths", "d_widths", "d_dense", least=1, empty=True)
+  flags.within(m, "embed", least=0)
+  flags.within(m, "sample_label", least=-1)
+  flags.within(m, "d_lr", "init_scale", above=0.0)
+  flags.within(m, "b1", "ema", least=0.0, below=1.0)
   augment.require(m.augment, info.shape[data])
   if m.embed and "label" not in info.shape:
     raise ValueError(
@@ -242,9 +125,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."
       f" {num_classes - 1}, or to -1 for the labels of the test split"
     )
-  core.choice(m, "scheme", tuple(SCHEMES))
-  core.choice(m, "optimizer", ("adam", "rmsprop"))
-  core.choice(m, "noise", ("uniform", "normal"))
+  flags.choice(m, "scheme", tuple(SCHEMES))
+  flags.choice(m, "optimizer", ("adam", "rmsprop"))
+  flags.choice(m, "noise", ("uniform", "normal"))
   target = SCHEMES[m.scheme]
   g, d = networks(m, info.shape[data], config.compute_dtype)
   rates = {"g": config.lr, "d": config.lr * m.d_lr}
@@ -266,9 +149,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return core.apply(d, params, stats, (x + 1) / 2 if unit else x, train=train, **labels(y))
 
   def noise(key, n):
-    if m.noise == "uniform":
-      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(m.noise, key, (n, m.z_dim))
 
   def asked(batch):  # labels [B] that samples are made for; zeros where nobody asks
     y = batch["label"] if m.embed else jnp.zeros(len(batch[data]), jnp.int32)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from gm import augment, core, losses, optim, pictures, regularizers
+from gm import augment, core, flags, losses, optim, pictures, regularizers
 from gm.nets import progan
 from gm.nn import minibatch, resample
 
@@ -109,14 +109,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       not possible.
   """
   m = config.model
-  core.within(m, "start", "z_dim", "base", "most", least=1)
-  core.within(m, "stddev_group", least=0)
-  core.within(m, "stable_images", "fade_images", least=0, most=core.MOST_STEPS)
-  core.within(m, "batch_sizes", least=1, empty=True)
-  core.within(m, "gp_weight", "drift", least=0.0)
-  core.within(m, "gamma", above=0.0)
-  core.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
-  height, width, channels = info.shape[core.leaf(info, "image")]
+  flags.within(m, "start", "z_dim", "base", "most", least=1)
+  flags.within(m, "stddev_group", least=0)
+  flags.within(m, "stable_images", "fade_images", least=0, most=flags.MOST_STEPS)
+  flags.within(m, "batch_sizes", least=1, empty=True)
+  flags.within(m, "gp_weight", "drift", least=0.0)
+  flags.within(m, "gamma", above=0.0)
+  flags.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
+  height, width, channels = info.shape[flags.leaf(info, "image")]
   augment.require(m.augment, info.shape["image"])
   if height != width:
     raise ValueError(

@@ -20,8 +20,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import core
-from gm.probability import gaussian, sampling
+from gm import core, flags
+from gm.probability import fit, gaussian, gradients, sampling
 
 _LAWS = {  # of config.data.name, for each of config.model.method
   "discrete": "table",
@@ -39,10 +39,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or another law.
   """
   m, data = config.model, config.data
-  core.within(m, "num_draws", "num_shown", least=1, most=2**27)
-  core.within(m, "num_knots", least=2)
-  core.choice(m, "bound", ("triangle", "constant"))
-  law = _LAWS[core.choice(m, "method", tuple(_LAWS))]
+  flags.within(m, "num_draws", "num_shown", least=1, most=2**27)
+  flags.within(m, "num_knots", least=2)
+  flags.choice(m, "bound", ("triangle", "constant"))
+  law = _LAWS[flags.choice(m, "method", tuple(_LAWS))]
   if (data.source, data.name) != ("points", law):
     raise ValueError(
       f"{m.method} draws from the law {law}, the data are {data.source}:{data.name}: set"
@@ -84,8 +84,8 @@ def _discrete(m, data):
 
   def evaluate(key, real):
     row, column = jnp.round(real).astype(jnp.int32).T
-    chi2, p_value = sampling.chi_square(cell(key, m.num_draws), table.ravel())
-    _, real_p_value = sampling.chi_square(row * table.shape[1] + column, table.ravel())
+    chi2, p_value = fit.chi_square(cell(key, m.num_draws), table.ravel())
+    _, real_p_value = fit.chi_square(row * table.shape[1] + column, table.ravel())
     return {"chi2": chi2, "p_value": p_value, "real_p_value": real_p_value}
 
   def show(key):
@@ -100,9 +100,9 @@ def _line(m, draw, **bounds):
 
   def distances(x, mask, real):
     return {
-      "ks": sampling.ks_distance(x, sampling.quadratic_cdf, mask),
+      "ks": fit.ks_distance(x, sampling.quadratic_cdf, mask),
       "ks_limit": 1.63 / jnp.sqrt(mask.sum()),  # exceeded once in a hundred times
-      "real_ks": sampling.ks_distance(real[:, 0], sampling.quadratic_cdf),
+      "real_ks": fit.ks_distance(real[:, 0], sampling.quadratic_cdf),
     }
 
   def show(key):
@@ -167,14 +167,14 @@ def _reparam(m, data):
   chol = gaussian.cholesky(cov)
 
   def draw(key, n):  # [n, 2]
-    return sampling.gaussian_reparam(key, mean, chol=chol, shape=(n,))
+    return gradients.gaussian_reparam(key, mean, chol=chol, shape=(n,))
 
   def evaluate(key, real):
     k = core.keys(key, "draw", "path", "score")
     errors = lambda x: abs(jnp.cov(x.T) - cov).max()
     square, n = lambda x: x @ x, m.num_draws  # E |x|^2 has the gradient 2 mean
-    path = sampling.pathwise_gradient(k.path, square, mean, chol, n)
-    score = sampling.score_function_gradient(k.score, square, mean, chol, n)
+    path = gradients.pathwise_gradient(k.path, square, mean, chol, n)
+    score = gradients.score_function_gradient(k.score, square, mean, chol, n)
     return {
       "covariance_error": errors(draw(k.draw, n)),
       "real_covariance_error": errors(real),

@@ -22,126 +22,14 @@ Run: python main.py --config=configs/sngan.py --workdir=/tmp/sngan
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gm import augment, core, losses, optim, pictures, regularizers
-from gm.nets import mlp, resnet
-from gm.nn import conv, norm, spectral
-from gm.nn import init as inits
-
-
-def first_map(
-  shape: Sequence[int], halvings: int, *, least: int = 1, widths: str = "g_widths"
-) -> tuple[int, int]:
-  """Returns the size of an image that is halved so often.
-
-  Args:
-    shape: (H, W, ...).
-    halvings: their number.
-    least: sides of the result.
-    widths: the key in config.model that sets their number.
-
-  Raises:
-    ValueError: if a side does not halve so often, or to less.
-
-  >>> first_map((32, 48, 3), 4)
-  (2, 3)
-  """
-  h, w = (n // 2**halvings for n in shape[:2])
-  if (h * 2**halvings, w * 2**halvings) != tuple(shape[:2]) or min(h, w) < least:
-    raise ValueError(
-      f"images of {shape[0]}x{shape[1]} pixels do not halve {halvings} times, to {least} or more:"
-      f" set --config.data.image_size to a multiple of {2**halvings}, at least"
-      f" {least * 2**halvings}, or change the number of --config.model.{widths}"
-    )
-  return h, w
-
-
-class Generator(nn.Module):
-  """The paper's CNN: dense to a map of widths[0], transposed convolutions of stride 2, tanh."""
-
-  shape: tuple[int, int, int]
-  widths: Sequence[int] = (512, 256, 128, 64)
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, z: jax.Array, train: bool = True) -> jax.Array:
-    """[B, Z] -> [B, *shape]."""
-    h, w = first_map(self.shape, len(self.widths) - 1)
-    options = {"kernel_init": inits.normal(0.02), "dtype": self.dtype}
-    normalize = lambda x: norm.BatchNorm(eps=2e-5, dtype=self.dtype)(x, train)
-    x = nn.Dense(math.prod((h, w, self.widths[0])), **options)(z)
-    x = nn.relu(normalize(x)).reshape(-1, h, w, self.widths[0])  # statistics of every feature
-    for width in self.widths[1:]:
-      x = nn.relu(normalize(conv.ConvTranspose(width, 4, 2, **options)(x)))
-    x = conv.ConvTranspose(self.shape[2], 3, 1, **options)(x)
-    return jnp.tanh(x.astype(jnp.float32))
-
-
-class Discriminator(nn.Module):
-  """The paper's CNN: 3 x 3 convolutions, and 4 x 4 of stride 2 where the width changes."""
-
-  widths: Sequence[int] = (64, 128, 256, 512)
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
-    """[B, H, W, C] -> logits [B]."""
-    options = {"kernel_init": inits.normal(0.02), "dtype": self.dtype}
-    for i, width in enumerate(self.widths):
-      if i:
-        x = nn.leaky_relu(conv.Conv(width, 4, 2, **options)(x), 0.2)
-      x = nn.leaky_relu(conv.Conv(width, 3, 1, **options)(x), 0.2)
-    return nn.Dense(1, **options)(x.reshape(len(x), -1))[:, 0].astype(jnp.float32)
-
-
-def instance_norm(x: jax.Array) -> jax.Array:
-  """Normalises every map of every sample of [B, H, W, C], without scale and shift."""
-  one = jnp.ones(x.shape[-1])
-  return norm.normalize(x, one, 0 * one, kind="instance")[0]
-
-
-class InstanceGenerator(nn.Module):
-  """Transposed 4 x 4 convolutions, the first one to 1 / 2^k of the sides, instance norm; tanh."""
-
-  shape: tuple[int, int, int]
-  widths: Sequence[int] = (512, 256, 128, 64)
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, z: jax.Array, train: bool = True) -> jax.Array:
-    """[B, Z] -> [B, *shape]; `train` makes no difference."""
-    size = first_map(self.shape, len(self.widths), least=2)
-    options = {"kernel_init": inits.normal(0.02), "dtype": self.dtype}
-    x = conv.ConvTranspose(self.widths[0], size, 1, "VALID", **options)(z[:, None, None])
-    for width in self.widths[1:]:
-      x = conv.ConvTranspose(width, 4, 2, **options)(nn.relu(instance_norm(x)))
-    x = nn.relu(instance_norm(x))
-    x = conv.ConvTranspose(self.shape[2], 4, 2, use_bias=False, **options, name="last")(x)
-    return jnp.tanh(x.astype(jnp.float32))
-
-
-class InstanceDiscriminator(nn.Module):
-  """Convolutions 4 x 4 of stride 2, instance norm; a logit for every overlapping patch."""
-
-  widths: Sequence[int] = (64, 128, 256, 512)
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
-    """[B, H, W, C] -> logits [B, H / 2^k - 1, W / 2^k - 1]; `train` makes no difference."""
-    first_map(x.shape[1:], len(self.widths), least=2, widths="d_widths")
-    options = {"kernel_init": inits.normal(0.02), "dtype": self.dtype}
-    for width in self.widths:
-      x = nn.leaky_relu(instance_norm(conv.Conv(width, 4, 2, **options)(x)), 0.2)
-    x = conv.Conv(1, 4, 1, padding=1, use_bias=False, **options, name="last")(x)
-    return x[..., 0].astype(jnp.float32)
+from gm import augment, core, diagnostics, flags, losses, optim, pictures, regularizers
+from gm.nets import mlp, resnet, sngan
+from gm.nn import spectral
+from gm.probability import latents
 
 
 def networks(config, shape: tuple, num_classes: int) -> tuple[nn.Module, nn.Module]:
@@ -151,7 +39,7 @@ def networks(config, shape: tuple, num_classes: int) -> tuple[nn.Module, nn.Modu
     ValueError: for unknown nets, or classes in nets that know none.
   """
   m, dtype = config.model, config.compute_dtype
-  nets = core.choice(m, "nets", ("resnet", "cnn", "instance", "mlp"))
+  nets = flags.choice(m, "nets", ("resnet", "cnn", "instance", "mlp"))
   if num_classes and nets != "resnet":
     raise ValueError(
       f"nets {nets!r} know no classes: set --config.model.conditional=False or"
@@ -163,9 +51,11 @@ def networks(config, shape: tuple, num_classes: int) -> tuple[nn.Module, nn.Modu
       m.d_widths, m.d_down, num_classes=num_classes, head_bias=m.d_head_bias, dtype=dtype
     )
   elif nets == "cnn":
-    g, d = Generator(shape, m.g_widths, dtype), Discriminator(m.d_widths, dtype)
+    g = sngan.Generator(shape, m.g_widths, dtype)
+    d = sngan.Discriminator(m.d_widths, dtype)
   elif nets == "instance":
-    g, d = InstanceGenerator(shape, m.g_widths, dtype), InstanceDiscriminator(m.d_widths, dtype)
+    g = sngan.InstanceGenerator(shape, m.g_widths, dtype)
+    d = sngan.InstanceDiscriminator(m.d_widths, dtype)
   else:
     g = mlp.Generator(shape, m.g_widths, output="none", dtype=dtype)
     d = mlp.Discriminator(m.d_widths, dtype=dtype)
@@ -193,14 +83,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or if classes are asked for and the
       data have none.
   """
-  m, data = config.model, core.leaf(info, "image", "point")
-  core.within(m, "d_steps", least=1, most=2**10)
-  core.within(m, "z_dim", least=1)
-  core.within(m, "g_widths", "d_widths", least=1, empty=m.nets == "mlp")
-  core.within(m, "g_batch_size", "d_down", least=0)
-  core.within(m, "decay_from", least=-1, most=core.MOST_STEPS)
-  core.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
-  core.within(m, "adam_eps", above=0.0)
+  m, data = config.model, flags.leaf(info, "image", "point")
+  flags.within(m, "d_steps", least=1, most=2**10)
+  flags.within(m, "z_dim", least=1)
+  flags.within(m, "g_widths", "d_widths", least=1, empty=m.nets == "mlp")
+  flags.within(m, "g_batch_size", "d_down", least=0)
+  flags.within(m, "decay_from", least=-1, most=flags.MOST_STEPS)
+  flags.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
+  flags.within(m, "adam_eps", above=0.0)
   augment.require(m.augment, info.shape[data])
   if m.conditional and not info.num_classes:
     raise ValueError(
@@ -213,8 +103,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     "bce": (losses.bce_d, losses.nonsaturating_g),
     "half_bce": (lambda real, fake: 0.5 * losses.bce_d(real, fake), losses.nonsaturating_g),
   }
-  d_criterion, g_criterion = criteria[core.choice(m, "loss", tuple(criteria))]
-  law = core.choice(m, "noise", ("normal", "uniform"))
+  d_criterion, g_criterion = criteria[flags.choice(m, "loss", tuple(criteria))]
+  law = flags.choice(m, "noise", ("normal", "uniform"))
 
   def rate(updates):  # of a player that moves so often in an iteration
     if m.decay_from < 0:
@@ -234,9 +124,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return core.apply(d, params, stats, *((x, y) if m.conditional else (x,)), train=train)
 
   def noise(key, n):
-    if law == "uniform":
-      return jax.random.uniform(key, (n, m.z_dim), minval=-1.0)
-    return jax.random.normal(key, (n, m.z_dim))
+    return latents.draw(law, key, (n, m.z_dim))
 
   def draw(k, n):  # -> noise, labels, from the keys z and y of k
     return noise(k.z, n), jax.random.randint(k.y, (n,), 0, max(info.num_classes, 1))
@@ -284,10 +172,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       labels = jnp.concatenate([b["y"], b["y_fake"]])
       logits, stats = D(p["d"], state.stats["d"], both, labels)
       real, fake = jnp.split(logits, 2)
-      found = {
-        "margin": real.mean() - fake.mean(),
-        "d_accuracy": 0.5 * (jnp.mean(real > 0) + jnp.mean(fake <= 0)),
-      }
+      found = diagnostics.margin_stats(real, fake)
       return d_criterion(real, fake), ({"d": stats, "g": g_stats}, found)
 
     batch = {"x": x, "y": y, "z": z, "y_fake": y_fake, "see": k.see}

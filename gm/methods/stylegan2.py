@@ -27,46 +27,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gm import augment, core, diagnostics, losses, optim, pictures, regularizers
+from gm import ada, augment, core, diagnostics, flags, losses, optim, pictures, regularizers
 from gm.nets import stylegan2
 from gm.nn import minibatch
 
 NOISES = ("random", "const", "none")  # of samples: of each its own, of all the same, none
 ADA_EVERY = 4  # steps between moves of p
 PATH_DECAY, W_DECAY = 0.99, 0.995  # of the running means of path lengths and of w
-
-
-def mix(key: jax.Array, first: jax.Array, second: jax.Array, num: int, *, prob: float) -> jax.Array:
-  """Style mixing: layers from a random one on take the second latents, in one batch of 1 / prob.
-
-  Args:
-    key: PRNG key.
-    first: w of the early layers, [B, D].
-    second: w of the later ones.
-    num: layers that take a latent; the first of the later ones is uniform in 1, ..., num - 1.
-    prob: that there is a second latent at all; one coin for the batch.
-
-  Returns:
-    [B, num, D].
-
-  Source: Karras et al., 2019, arXiv:1812.04948, section 3.1.
-
-  >>> mix(jax.random.key(0), jnp.zeros((1, 1)), jnp.ones((1, 1)), 2, prob=1.0).ravel().tolist()
-  [0.0, 1.0]
-  """
-  coin, place = jax.random.uniform(key, (2,))
-  cut = jnp.where(coin < prob, 1 + jnp.floor(place * (num - 1)), num)
-  early = (jnp.arange(num) < cut)[:, None]
-  return jnp.where(early, first[:, None], second[:, None])
-
-
-def truncate(ws: jax.Array, mean: jax.Array, psi: float) -> jax.Array:
-  """Pulls latents towards their mean, mean + psi (w - mean): better images, less variety.
-
-  >>> truncate(jnp.array([[3.0]]), jnp.array([1.0]), 0.5).item()
-  2.0
-  """
-  return mean + psi * (ws - mean)
 
 
 def path_lengths(generate: Callable, ws: jax.Array, key: jax.Array) -> jax.Array:
@@ -117,24 +84,24 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       number that is not possible.
   """
   m = config.model
-  core.within(m, "z_dim", "w_dim", "base", "most", least=1)
-  core.within(m, "mapping_layers", least=1, most=64)
-  core.within(m, "stddev_group", least=0)
-  core.within(
-    m, "r1_every", "path_every", "ada_images", "ema_images", least=1, most=core.MOST_STEPS
+  flags.within(m, "z_dim", "w_dim", "base", "most", least=1)
+  flags.within(m, "mapping_layers", least=1, most=64)
+  flags.within(m, "stddev_group", least=0)
+  flags.within(
+    m, "r1_every", "path_every", "ada_images", "ema_images", least=1, most=flags.MOST_STEPS
   )
-  core.within(m, "ema_ramp", "r1_gamma", "path_weight", "psi", least=0.0)
-  core.within(m, "mixing", least=0.0, most=1.0)
-  core.within(m, "ada_target", least=-1.0, most=1.0)  # a mean of signs
-  core.within(m, "b1", "b2", least=0.0, below=1.0)
-  height, size, channels = info.shape[core.leaf(info, "image")]
+  flags.within(m, "ema_ramp", "r1_gamma", "path_weight", "psi", least=0.0)
+  flags.within(m, "mixing", least=0.0, most=1.0)
+  flags.within(m, "ada_target", least=-1.0, most=1.0)  # a mean of signs
+  flags.within(m, "b1", "b2", least=0.0, below=1.0)
+  height, size, channels = info.shape[flags.leaf(info, "image")]
   augment.require(m.augment, info.shape["image"])
-  augment.require_kinds(m.ada_kinds, channels)
+  ada.require(m.ada_kinds, channels)
   if height != size:
     raise ValueError(
       f"images of {height}x{size} pixels are not square: set --config.data.image_size to one number"
     )
-  noise = core.choice(m, "noise", NOISES)
+  noise = flags.choice(m, "noise", NOISES)
   path_every, r1_every = m.path_every * bool(m.path_weight), m.r1_every * bool(m.r1_gamma)
   half = max(1, config.batch_size // 2)  # of which path lengths are taken
   if config.batch_size % config.accumulate or (path_every and half % config.accumulate):
@@ -174,12 +141,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def latents(p, b, stats):  # -> ws [B, num_ws, D], and the average of the w of z alone
     w, second = F(p, b["z"]), F(p, b["second"])
     w_avg = core.ema(stats["w_avg"], w.mean(0), W_DECAY)
-    return mix(b["mix"], w, second, num_ws, prob=m.mixing), {"w_avg": w_avg}
+    return stylegan2.mix(b["mix"], w, second, num_ws, prob=m.mixing), {"w_avg": w_avg}
 
   def seen(key, x, extra):  # what D sees of images
     if m.ada_kinds:
       k = core.keys(key, "augment", "ada")
-      key, x = k.augment, augment.adaptive(k.ada, x, extra["ada_p"], m.ada_kinds)
+      key, x = k.augment, ada.augment(k.ada, x, extra["ada_p"], m.ada_kinds)
     return augment.augment(key, x, m.augment) if m.augment else x
 
   def init(key, batch, prev):
@@ -262,7 +229,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     found |= more
     if m.ada_kinds:
       p, r = state.extra["ada_p"], state.extra["ada_r"] + more["sign_real"] / ADA_EVERY
-      moved = augment.adapt(p, r, target=m.ada_target, step=ADA_EVERY * n / m.ada_images)
+      moved = ada.adapt(p, r, target=m.ada_target, step=ADA_EVERY * n / m.ada_images)
       due = (start + 1) % ADA_EVERY == 0
       p, r = jnp.where(due, moved, p), jnp.where(due, 0.0, r)
       state = state.replace(extra={**state.extra, "ada_p": p, "ada_r": r})
@@ -272,7 +239,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return state.replace(step=start + 1, ema=ema), found
 
   def spread(state, w, psi=m.psi):  # [B, D] -> [B, num_ws, D], truncated
-    w = truncate(w, state.stats["w_avg"], psi)
+    w = stylegan2.truncate(w, state.stats["w_avg"], psi)
     return jnp.broadcast_to(w[:, None], (len(w), num_ws, m.w_dim))
 
   def latent(batch, key):

@@ -28,10 +28,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gm import core, diagnostics, losses, optim, pictures
+from gm import core, diagnostics, flags, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
-from gm.probability import gaussian
+from gm.probability import likelihood, linear_gaussian
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian_shared", "gaussian_pixel")
 MIN_LOG_STD = -5.0
@@ -75,14 +75,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or data that are not images.
   """
   m, dtype = config.model, config.compute_dtype
-  core.leaf(info, "image")
-  core.within(m, "z_dim", "eval_k", "eval_chunk", least=1)
-  core.within(m, "enc_widths", "dec_widths", least=1, empty=True)
-  core.within(m, "steps_per_epoch", least=1, most=core.MOST_STEPS // 3**7)  # of 7 legs in one
-  core.within(m, "std", "adam_eps", above=0.0)
-  core.choice(m, "likelihood", LIKELIHOODS)
-  core.choice(m, "activation", tuple(mlp.ACTIVATIONS))
-  core.choice(m, "schedule", ("cosine", "burda"))
+  flags.leaf(info, "image")
+  flags.within(m, "z_dim", "eval_k", "eval_chunk", least=1)
+  flags.within(m, "enc_widths", "dec_widths", least=1, empty=True)
+  flags.within(m, "steps_per_epoch", least=1, most=flags.MOST_STEPS // 3**7)  # of 7 legs in one
+  flags.within(m, "std", "adam_eps", above=0.0)
+  flags.choice(m, "likelihood", LIKELIHOODS)
+  flags.choice(m, "activation", tuple(mlp.ACTIVATIONS))
+  flags.choice(m, "schedule", ("cosine", "burda"))
   bernoulli, per_pixel = m.likelihood == "bernoulli", m.likelihood == "gaussian_pixel"
   linear = not m.dec_widths and m.likelihood in ("gaussian", "gaussian_shared")
   # all is flat inside: XLA's loops on a CPU are slow where the last axis has length 1
@@ -119,8 +119,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def log_likelihood(p, x, z):  # log p(x|z), [..., B]
     out, log_std = decode(p, z)
     if bernoulli:
-      return losses.bernoulli_log_prob(x, out, event_ndim=1)
-    return losses.gaussian_log_prob(x, out, log_std, event_ndim=1)
+      return likelihood.bernoulli_log_prob(x, out, event_ndim=1)
+    return likelihood.gaussian_log_prob(x, out, log_std, event_ndim=1)
 
   def draw(p, x, eps):  # -> z ~ q(z|x) and its law
     mean, log_var = encode(p, x)
@@ -128,12 +128,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def terms(p, x, eps):  # -> distortion, rate [B]
     z, mean, log_var = draw(p, x, eps)
-    return -log_likelihood(p, x, z), losses.kl_gaussian(mean, log_var)
+    return -log_likelihood(p, x, z), likelihood.kl_gaussian(mean, log_var)
 
   def log_weights(p, x, eps):  # eps [k, B, Z] -> log p(x, z) / q(z|x), [k, B]
     z, mean, log_var = draw(p, x, eps)
-    log_prior = losses.standard_normal_log_prob(z, event_ndim=1)
-    log_posterior = losses.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
+    log_prior = likelihood.standard_normal_log_prob(z, event_ndim=1)
+    log_posterior = likelihood.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
     return log_likelihood(p, x, z) + log_prior - log_posterior
 
   def observe(batch, key):  # what the likelihood is of, [B, P]
@@ -188,7 +188,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     k = core.keys(key, "pixels", "elbo", "weights")
     x, p = observe(batch, k.pixels), state.params
     z, mean, log_var = draw(p, x, jax.random.normal(k.elbo, (len(x), m.z_dim)))
-    distortion, rate = -log_likelihood(p, x, z).mean(), losses.kl_gaussian(mean, log_var).mean()
+    distortion, rate = -log_likelihood(p, x, z).mean(), likelihood.kl_gaussian(mean, log_var).mean()
 
     def part(key):  # k is visited in parts, to bound the memory
       return log_weights(p, x, jax.random.normal(key, (m.eval_chunk, len(x), m.z_dim)))
@@ -199,25 +199,25 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       "elbo": -(distortion + rate),
       "distortion": distortion,
       "rate": rate,
-      "nll": -losses.importance_weighted_bound(log_w).mean(),
+      "nll": -likelihood.importance_weighted_bound(log_w).mean(),
       **{"z": z, "mean": mean, "log_var": log_var},  # for `conclude`
     }
     if linear:
-      found["log_likelihood"] = gaussian.log_likelihood(as_linear_gaussian(p), x).mean()
+      found["log_likelihood"] = linear_gaussian.log_likelihood(as_linear_gaussian(p), x).mean()
     return found
 
   def conclude(found, key):
     known = information(found["z"], found["mean"], found["log_var"])
     return {
       "mutual_information": known,
-      "marginal_kl": losses.kl_gaussian(found["mean"], found["log_var"]).mean() - known,
+      "marginal_kl": likelihood.kl_gaussian(found["mean"], found["log_var"]).mean() - known,
       "active_units": diagnostics.active_units(found["mean"]),
     }
 
   def as_linear_gaussian(p):  # x = W z + mean + s eps
     mean, log_std = decode(p, jnp.zeros(m.z_dim))
     weight = (decode(p, jnp.eye(m.z_dim))[0] - mean).T
-    return gaussian.LinearGaussian(weight, mean, jnp.exp(2 * log_std))
+    return linear_gaussian.LinearGaussian(weight, mean, jnp.exp(2 * log_std))
 
   def show(state, batch, key):
     p, x = state.params, batch["image"][:32]

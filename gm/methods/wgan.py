@@ -22,10 +22,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gm import augment, core, losses, optim, pictures, regularizers
+from gm import augment, core, flags, losses, optim, pictures, regularizers
 from gm.nets import dcgan, mlp
 from gm.nn import init as inits
 from gm.nn import norm
+from gm.probability import fit
 
 
 def networks(m, shape: tuple, dtype: str) -> tuple:
@@ -34,21 +35,21 @@ def networks(m, shape: tuple, dtype: str) -> tuple:
   Raises:
     ValueError: for a name or a number that is not possible, or batch norm under the penalty.
   """
-  core.within(m, "z_dim", "base", "kernel", least=1)
-  core.within(m, "widths", least=1, empty=True)
-  core.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
-  core.choice(m, "first", ("conv", "dense"))
-  core.choice(m, "output", tuple(dcgan.OUTPUTS))
-  core.choice(m, "g_norm", ("none", *norm.LAYERS))
-  core.choice(m, "d_norm", ("none", *norm.LAYERS))
+  flags.within(m, "z_dim", "base", "kernel", least=1)
+  flags.within(m, "widths", least=1, empty=True)
+  flags.choice(m, "nets", ("conv", "mlp") if len(shape) == 3 else ("mlp",))
+  flags.choice(m, "first", ("conv", "dense"))
+  flags.choice(m, "output", tuple(dcgan.OUTPUTS))
+  flags.choice(m, "g_norm", ("none", *norm.LAYERS))
+  flags.choice(m, "d_norm", ("none", *norm.LAYERS))
   if m.nets == "mlp":
-    core.choice(m, "scheme", ("lecun", "glorot", "he", "he_uniform", "orthogonal", "torch"))
+    flags.choice(m, "scheme", ("lecun", "glorot", "he", "he_uniform", "orthogonal", "torch"))
     kernel_init = inits.named(m.scheme)
     return (
       mlp.Generator(shape, m.widths, output="none", kernel_init=kernel_init, dtype=dtype),
       mlp.Discriminator(m.widths, activation="relu", kernel_init=kernel_init, dtype=dtype),
     )
-  core.choice(m, "scheme", tuple(inits.SCHEMES))
+  flags.choice(m, "scheme", tuple(inits.SCHEMES))
   if m.lipschitz == "gp" and m.d_norm == "batch":
     raise ValueError(
       "the penalty is on the slope at each point, and batch norm mixes the points of a batch: set"
@@ -70,13 +71,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   Raises:
     ValueError: for a name or a number that is not possible.
   """
-  m, data = config.model, core.leaf(info, "image", "point")
-  core.within(m, "num_critic", least=1, most=2**10)
-  core.within(m, "gp_weight", least=0.0)
-  core.within(m, "clip", above=0.0)
-  core.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
-  core.choice(m, "lipschitz", ("gp", "clip"))
-  one_sided = core.choice(m, "penalty", ("two_sided", "one_sided")) == "one_sided"
+  m, data = config.model, flags.leaf(info, "image", "point")
+  flags.within(m, "num_critic", least=1, most=2**10)
+  flags.within(m, "gp_weight", least=0.0)
+  flags.within(m, "clip", above=0.0)
+  flags.within(m, "b1", "b2", "ema", least=0.0, below=1.0)
+  flags.choice(m, "lipschitz", ("gp", "clip"))
+  one_sided = flags.choice(m, "penalty", ("two_sided", "one_sided")) == "one_sided"
   augment.require(m.augment, info.shape[data])
   g, d = networks(m, info.shape[data], config.compute_dtype)
   if m.lipschitz == "clip":
@@ -172,7 +173,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {**found, "real": x, "fake": fake} if x.shape[1:] == (1,) else found
 
   def conclude(found, key):
-    return {"w_exact": losses.wasserstein_1d(found["real"][:, 0], found["fake"][:, 0])}
+    return {"w_exact": fit.wasserstein_1d(found["real"][:, 0], found["fake"][:, 0])}
 
   def show(state, batch, key):
     if data != "image":

@@ -47,6 +47,7 @@ class Generator(nn.Module):
       norm_first.
     use_bias: keeps the biases that batch norm takes out again, as published counts have them.
     dropout: rates at the input and at every hidden layer, as the discriminator's.
+    output_init: of the last kernel, where it is not kernel_init.
     output_bias_init: such as the log-odds of the training pixels.
   """
 
@@ -59,6 +60,7 @@ class Generator(nn.Module):
   use_bias: bool = False
   dropout: tuple[float, float] = (0.0, 0.0)
   kernel_init: Callable = nn.initializers.lecun_normal()
+  output_init: Callable | None = None
   output_bias_init: Callable = nn.initializers.zeros
   dtype: Any = jnp.float32
 
@@ -75,7 +77,7 @@ class Generator(nn.Module):
       z = nn.Dropout(self.dropout[1], deterministic=not train)(act(z))
     x = nn.Dense(
       math.prod(self.shape),
-      kernel_init=self.kernel_init,
+      kernel_init=self.output_init or self.kernel_init,
       bias_init=self.output_bias_init,
       dtype=self.dtype,
     )(z)

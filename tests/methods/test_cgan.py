@@ -13,6 +13,7 @@ from flax import linen as nn
 from gm import core, errors, evaluation, inspection, job, loop, losses
 from gm.methods import cgan
 from gm.metrics import digits
+from gm.nets import cgan as cgan_nets
 from gm.nets import mlp
 from gm.nn import init
 
@@ -93,7 +94,7 @@ def test_the_paper_networks_start_as_the_first_gan():
 def test_embedding_by_hand():
   """A linear net of ones adds x and the row of the class."""
   net = mlp.Discriminator((), kernel_init=init.constant(1.0))
-  both = cgan.Embedding(net, features=2)
+  both = cgan_nets.Embedding(net, features=2)
   x, y = jnp.array([[[1.0], [2.0]], [[3.0], [4.0]]]), jax.nn.one_hot(jnp.array([1, 0]), 3)
   params, _ = core.build(both, jax.random.key(0), x, y)
   params["embedding"]["kernel"] = jnp.array([[10.0, 20.0], [30.0, 40.0], [0.0, 0.0]])
@@ -104,7 +105,7 @@ def test_paths_by_hand():
   """Rectified, and maxout of two pieces, against NumPy."""
   x, y = jnp.array([[1.0, -2.0]]), jnp.array([[0.0, 1.0]])
   for pieces in (1, 2):
-    paths = cgan.Paths(mlp.Discriminator((), kernel_init=init.constant(1.0)), (3, 2), pieces)
+    paths = cgan_nets.Paths(mlp.Discriminator((), kernel_init=init.constant(1.0)), (3, 2), pieces)
     params, _ = core.build(paths, jax.random.key(1), x, y)
     want = 0.0
     for name, v in (("of_x", x), ("of_y", y)):

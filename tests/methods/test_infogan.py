@@ -14,6 +14,7 @@ from flax import linen as nn
 from gm import core, errors, inspection, job, loop, losses, optim
 from gm.methods import infogan
 from gm.metrics import codes
+from gm.nets import infogan as infogan_nets
 
 
 def config_of(variant, **changes):
@@ -269,7 +270,7 @@ def test_noise_on_what_d_sees_falls_evenly_to_nothing():
   black, seen = {"image": jnp.full_like(batch["image"], -1.0)}, []
 
   def watch(call, args, kwargs, context):
-    if isinstance(context.module, infogan.Trunk) and context.method_name == "__call__":
+    if isinstance(context.module, infogan_nets.Trunk) and context.method_name == "__call__":
       x = args[0]
       rough = jnp.std(x - jnp.roll(x, 1, axis=0)) / math.sqrt(2)  # of independent noise: its std
       jax.debug.callback(lambda *found: seen.append(found), x.mean(), rough)

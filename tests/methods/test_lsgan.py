@@ -15,6 +15,7 @@ from gm import core, errors, evaluation, inspection, job, loop, losses, optim
 from gm.data import points
 from gm.methods import lsgan
 from gm.metrics import digits
+from gm.nets import lsgan as lsgan_nets
 from gm.nets import mlp
 
 
@@ -86,7 +87,7 @@ def test_paper_maps_have_the_published_sizes():
   assert [of_g[f"up{i}"] for i in range(7)] == [(n, n, c) for n, c in want]
   want = [(56, 64), (28, 128), (14, 256), (7, 512)]
   assert [of_d[f"down{i}"] for i in range(4)] == [(n, n, c) for n, c in want]
-  assert lsgan.first_size((64, 32, 3), (2, 2, 2, 2)) == (4, 2)  # not square
+  assert lsgan_nets.first_size((64, 32, 3), (2, 2, 2, 2)) == (4, 2)  # not square
 
 
 def test_stability_maps_and_norms():
@@ -133,7 +134,7 @@ def test_the_label_joins_g_once_and_d_at_three_places():
 
 def test_the_label_passes_through_a_linear_map_by_hand():
   """Kernel 1, stride 2 on 2 x 2 pixels keeps the first; out = leaky(x w) + 10 e, e < 0 too."""
-  d = lsgan.Discriminator((1,), (), kernel=1, norm="none", embed=1)
+  d = lsgan_nets.Discriminator((1,), (), kernel=1, norm="none", embed=1)
   x, y = jnp.array([[[[-2.0], [9.0]], [[9.0], [9.0]]]]), jnp.array([[0.0, 1.0]])
   params, _ = core.build(d, jax.random.key(0), x, y=y)
   params["down0"]["kernel"] = jnp.full((1, 1, 1, 1), 5.0)
@@ -225,7 +226,7 @@ class Coin(nn.Module):
 
 def test_evaluation_is_a_lower_bound_though_batch_norm_sees_batches(monkeypatch):
   """Halves against quarters: sum (p - q)^2 / (p + q) = 2/15; whole batches differ far more."""
-  d, target = lsgan.Discriminator((4, 8), ()), lsgan.SCHEMES["01"]
+  d, target = lsgan_nets.Discriminator((4, 8), ()), lsgan.SCHEMES["01"]
   monkeypatch.setattr(lsgan, "networks", lambda *args: (Coin(), d))
   changes = {"model.embed": 0, "model.output": "none", "model.z_dim": 1, "lr": 5e-3}
   (stage,) = lsgan.stages(config_of("test", **changes), core.Info({"image": (4, 4, 1)}))

@@ -11,6 +11,7 @@ import pytest
 
 from gm import core, errors, evaluation, job, loop, losses, optim
 from gm.methods import sngan
+from gm.nets import sngan as sngan_nets
 
 
 def config_of(variant, **changes):
@@ -123,7 +124,7 @@ def test_instance_normalises_all_weights_but_the_last():
   _, d = sngan.networks(config, (64, 64, 3), 0)
   logits = jax.eval_shape(lambda: d.init_with_output(KEY, jnp.zeros((2, 64, 64, 3)))[0])
   assert logits.shape == (2, 3, 3)
-  x = sngan.instance_norm(3 + 2 * jax.random.normal(KEY, (2, 16, 8, 3)))
+  x = sngan_nets.instance_norm(3 + 2 * jax.random.normal(KEY, (2, 16, 8, 3)))
   np.testing.assert_allclose(x.mean((1, 2)), 0.0, atol=1e-5)
   np.testing.assert_allclose(x.std((1, 2)), 1.0, atol=1e-4)
 

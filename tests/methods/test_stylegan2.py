@@ -292,7 +292,7 @@ def test_mixing():
   @quick
   @jax.vmap
   def draw(key):
-    return method.mix(key, first, second, num, prob=0.9)[..., 0]
+    return stylegan2.mix(key, first, second, num, prob=0.9)[..., 0]
 
   ws = np.asarray(draw(jax.random.split(jax.random.key(0), 8_000)))
   assert (ws == ws[:, :1]).all()  # one cut for the batch
@@ -454,7 +454,7 @@ def test_styles_are_mixed_in_every_move(moves_of, monkeypatch):
 
   paint = lambda self, v, ws, maps: jnp.ones((len(ws), 4, 4, 1)) * look(ws[:, 0], ws[:, 1])
   look = lambda first, later: (first + 2 * later).mean(1)[:, None, None, None]
-  monkeypatch.setattr(method, "mix", mix)
+  monkeypatch.setattr(stylegan2, "mix", mix)
   monkeypatch.setattr(method, "path_lengths", lengths)
   monkeypatch.setattr(stylegan2.Synthesis, "apply", paint)
   monkeypatch.setattr(stylegan2.Discriminator, "apply", linear)
@@ -478,7 +478,7 @@ def test_d_sees_augmented_images_only_and_r1_is_taken_before(moves_of, monkeypat
   monkeypatch.setattr(stylegan2.Discriminator, "apply", linear)
   monkeypatch.setattr(method, "path_lengths", lambda generate, ws, key: jnp.ones(len(ws)))
   monkeypatch.setattr(
-    method, "mix", lambda key, first, second, num, prob: first[:, None] + 0 * A[0]
+    stylegan2, "mix", lambda key, first, second, num, prob: first[:, None] + 0 * A[0]
   )
   monkeypatch.setattr(
     stylegan2.Synthesis, "apply", lambda self, v, ws, maps: maps.reshape(-1, 4, 4, 1)
@@ -489,7 +489,7 @@ def test_d_sees_augmented_images_only_and_r1_is_taken_before(moves_of, monkeypat
     counts.append(len(x))
     return 2 * x
 
-  monkeypatch.setattr(method.augment, "adaptive", double)
+  monkeypatch.setattr(method.ada, "augment", double)
   g, _, d, r1 = moves_of(game)[1]
   score = lambda x: 2 * np.reshape(x, (-1, 16)) @ np.reshape(A, 16)
   real = score(game.batch["image"])
@@ -595,8 +595,8 @@ def test_average_follows_the_generator(played):
 
 def test_samples_are_those_of_the_averaged_generator_truncated(played):
   mean, w = jnp.array([1.0, 2.0]), normal(0, 5, 2)
-  np.testing.assert_allclose(method.truncate(w, mean, 1.0), w, atol=1e-6)
-  np.testing.assert_allclose(method.truncate(w, mean, 0.0), jnp.broadcast_to(mean, w.shape))
+  np.testing.assert_allclose(stylegan2.truncate(w, mean, 1.0), w, atol=1e-6)
+  np.testing.assert_allclose(stylegan2.truncate(w, mean, 0.0), jnp.broadcast_to(mean, w.shape))
   state = played.state.replace(stats={"w_avg": normal(1, 4)})
   for psi, alike in ((0.0, True), (1.0, False)):
     still = Game(**{"data.image_size": 8, "model.psi": psi, "model.noise": "const"})

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import core, errors, feed, inspection, job, loop, losses, optim, steps
+from gm import core, errors, feed, inspection, job, loop, optim, steps
 from gm.data import installed
 from gm.methods import vae
 from gm.nets import mlp
-from gm.probability import gaussian
+from gm.probability import likelihood, linear_gaussian
 
 
 def config_of(variant, **changes):
@@ -46,9 +46,9 @@ def posterior():
 
 def log_weight(z, mean, log_var):
   """Weight log p(x, z) - log q(z|x) through the project's own densities; z [..., 2]."""
-  log_px = losses.gaussian_log_prob(X, z @ W.T + MU, 0.5 * np.log(S2), event_ndim=1)
-  log_q = losses.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
-  return log_px + losses.standard_normal_log_prob(z, event_ndim=1) - log_q
+  log_px = likelihood.gaussian_log_prob(X, z @ W.T + MU, 0.5 * np.log(S2), event_ndim=1)
+  log_q = likelihood.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
+  return log_px + likelihood.standard_normal_log_prob(z, event_ndim=1) - log_q
 
 
 def elbo(mean, cov):
@@ -71,7 +71,7 @@ def test_density_of_the_fixture(float64):
   np.testing.assert_allclose(mean, [0.50026, 0.18729], atol=5e-6)
   rng = np.random.default_rng(0)
   for z in rng.standard_normal((5, 2)):
-    joint = log_weight(z, np.zeros(2), np.zeros(2)) + losses.standard_normal_log_prob(
+    joint = log_weight(z, np.zeros(2), np.zeros(2)) + likelihood.standard_normal_log_prob(
       z, event_ndim=1
     )
     d = z - mean
@@ -103,7 +103,7 @@ def test_gap_is_the_divergence_for_any_q(float64):
     kl = 0.5 * (np.trace(precision @ np.diag(v)) + d @ precision @ d - 2 + log_det)
     np.testing.assert_allclose(LOG_PX - elbo(m, np.diag(v)), kl, atol=1e-10)
     np.testing.assert_allclose(
-      losses.kl_gaussian(m[None], np.log(v)[None])[0],
+      likelihood.kl_gaussian(m[None], np.log(v)[None])[0],
       0.5 * (v.sum() + m @ m - 2 - np.log(v).sum()),
       atol=1e-10,
     )
@@ -116,7 +116,7 @@ def test_importance_weighted_bound_rises_to_the_likelihood(float64):
   def bound(k, m, lv, repeats):
     eps = jax.random.normal(jax.random.key(k), (repeats, k, 2), jnp.float64)
     w = log_weight(m + jnp.exp(0.5 * lv) * eps, m, lv)
-    return losses.importance_weighted_bound(w, axis=1).mean()
+    return likelihood.importance_weighted_bound(w, axis=1).mean()
 
   repeats = {1: 200_000, 5: 400_000, 20: 100_000, 100: 20_000}
   rising = [bound(k, np.zeros(2), np.zeros(2), n) for k, n in repeats.items()]
@@ -332,7 +332,7 @@ def test_linear_variant_reaches_the_exact_optimum(monkeypatch, num_latents, opti
   source, data = feed.on_device(job.load(made, 0, "train"), made.mesh)
   x = source.arrays["image"].reshape(1_797, 64) / 16.0
   values = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
-  exact = gaussian.maximum_log_likelihood(values, num_latents)
+  exact = linear_gaussian.maximum_log_likelihood(values, num_latents)
   np.testing.assert_allclose(exact, optimum, atol=1e-4)
   state = steps.initialise(made, 0, None, source)
   _, rows = feed.make_feed(made, 0, source)
@@ -353,9 +353,9 @@ def test_short_training_lowers_the_bound_and_a_wrong_sign_does_not(tmp_path, mon
   found = train(config_of("small", **quick), tmp_path / "ok")
   learned = lambda found: found["nll"] < 125 and found["rate"] > 5
   assert learned(found), found
-  true = losses.kl_gaussian
+  true = likelihood.kl_gaussian
   monkeypatch.setattr(
-    losses, "kl_gaussian", lambda *a, **k: true(*a, **k) / 784
+    likelihood, "kl_gaussian", lambda *a, **k: true(*a, **k) / 784
   )  # a mean for a sum
   assert not learned(train(config_of("small", **quick), tmp_path / "mean"))
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from gm.nn import conv
+from gm.nn import bilinear, conv
 
 
 def normal(seed, *shape):
@@ -62,11 +62,15 @@ def test_adjoints(kernel, strides, padding, size, channels):
   strides, kernel = conv._pair(strides), conv._pair(kernel)
   pads = padding if not isinstance(padding, str) else ()
   pads = pads or tuple(lax.padtype_to_pads(size, kernel, strides, padding))
-  g = conv.Geometry(size, kernel, strides, pads)
+  g = bilinear.Geometry(size, kernel, strides, pads)
   x, w, y = normal(0, 2, *size, channels), normal(1, *kernel, channels, 5), normal(2, 2, *g.out, 5)
-  inner = jnp.vdot(conv._c(g, x, w), y)
-  np.testing.assert_allclose(jnp.vdot(x, conv._t(g, y, w)), inner, rtol=1e-3, atol=1e-3)
-  np.testing.assert_allclose(jnp.vdot(w, conv._w(g, x, y)), inner, rtol=1e-3, atol=1e-3)
+  inner = jnp.vdot(bilinear.conv(g, x, w), y)
+  np.testing.assert_allclose(
+    jnp.vdot(x, bilinear.adjoint_in_x(g, y, w)), inner, rtol=1e-3, atol=1e-3
+  )
+  np.testing.assert_allclose(
+    jnp.vdot(w, bilinear.adjoint_in_w(g, x, y)), inner, rtol=1e-3, atol=1e-3
+  )
 
 
 def test_third_order():

@@ -119,61 +119,6 @@ def test_alternate_is_two_minimizes_on_the_same_noise(parts):
   assert parts > 1 or len(calls) == 1, "one forward pass was promised"
 
 
-def test_choice_names_the_flag_and_what_is_known():
-  assert core.choice({"loss": "bce"}, "loss", ("bce", "hinge")) == "bce"
-  with pytest.raises(ValueError, match=r"--config\.model\.loss='bec'.*choose bce, hinge"):
-    core.choice({"loss": "bec"}, "loss", ("bce", "hinge"))
-  with pytest.raises(ValueError, match=r"--config\.data\.loss='bec'"):
-    core.choice({"loss": "bec"}, "loss", ("bce",), section="data")
-
-
-M = {"z": 3, "widths": (8, 1), "ema": 0.5, "none": (), "tiny": 1e-60, "one": 1 - 1e-12, "on": True}
-
-
-@pytest.mark.parametrize(
-  "keys, bounds, message",
-  [
-    (
-      ["z"],
-      {"least": 4},
-      r"--config\.model\.z=3 .* a whole number at least 4 and at most 1,048,576",
-    ),
-    (["z"], {"least": 1, "most": 2}, "at least 1 and at most 2"),
-    (["ema", "widths"], {"least": 2}, r"ema=0\.5 .* whole"),
-    (["widths"], {"least": 2}, r"widths=\(8, 1\) .* one or more whole numbers, each at least 2"),
-    (["widths"], {"least": 1, "length": 3}, "give 3 whole numbers"),
-    (["none"], {"least": 1}, r"none=\(\)"),
-    (["on"], {"least": 0}, "on=True"),
-    (["ema"], {"above": 0.5}, "a finite number above 0.5"),
-    (["ema"], {"below": 0.5}, "below 0.5"),
-    (["tiny"], {"above": 0.0}, "tiny=1e-60"),  # 0 in float32
-    (["one"], {"below": 1.0}, "one=0.99"),  # 1 in float32
-    (["nosuch"], {}, r"--config\.model\.nosuch is missing"),
-    (["z"], {"least": 4, "section": ""}, r"^--config\.z=3"),
-  ],
-)
-def test_within_names_the_flag_and_the_bounds(keys, bounds, message):
-  with pytest.raises(ValueError, match=message):
-    core.within(M, *keys, **bounds)
-
-
-def test_within_lets_bounds_and_all_finite_numbers_pass():
-  core.within(M, "z", "widths", least=1, most=8)
-  core.within(M, "none", least=1, empty=True)
-  core.within(M, "widths", least=1, length=2)
-  core.within(M, "ema", "z", "widths", least=0.5, most=8.0)  # whole numbers are numbers
-  core.within(M, "ema", "one", "tiny")
-
-
-def test_leaf_is_the_first_that_the_data_have():
-  info = core.Info({"point": (2,), "label": ()})
-  assert core.leaf(info, "image", "point") == "point"
-  with pytest.raises(
-    ValueError, match=r"with image, these have point, label.*--config\.data\.source"
-  ):
-    core.leaf(info, "image")
-
-
 def test_every():
   double = lambda s: 2 * s
   assert [int(core.every(3, jnp.array(i), double, jnp.array(1))) for i in range(4)] == [2, 1, 1, 2]

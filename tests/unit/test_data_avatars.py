@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets
 
 from gm.core import batch_shapes
-from gm.data import attributes, avatars, prepare, prepared
+from gm.data import attributes, avatars, packages, prepare, prepared, sets
 
 NAMES, VALUES = avatars.NAMES, avatars.VALUES
 
@@ -181,7 +181,7 @@ def folder(tmp_path_factory):
   """A folder with a set of 20 faces, made without any fetching."""
   made = tmp_path_factory.mktemp("data")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(prepare, "fetch", lambda *_: pytest.fail("nothing is to be fetched"))
+    patch.setattr(packages, "fetch", lambda *_: pytest.fail("nothing is to be fetched"))
     lines = []
     prepare.ensure("avatars_20_3", made, say=lines.append)
   (line,) = lines
@@ -249,14 +249,14 @@ def test_sizes(folder):
 
 
 def test_names_of_sets(tmp_path, capsys):
-  assert prepare.require("avatars").num_examples == {"train": 9_000, "test": 1_000}
-  assert prepare.require("avatars_50").num_examples == {"train": 45, "test": 5}
+  assert sets.require("avatars").num_examples == {"train": 9_000, "test": 1_000}
+  assert sets.require("avatars_50").num_examples == {"train": 45, "test": 5}
   with pytest.raises(ValueError, match=r"'avatars_x'.*avatars.*NAME_COUNT_SEED"):
-    prepare.require("avatars_x")
+    sets.require("avatars_x")
   with pytest.raises(ValueError, match=r"'mnist_50'.*--config\.data\.name"):
-    prepare.require("mnist_50")
+    sets.require("mnist_50")
   with pytest.raises(ValueError, match=r"'avatars_3' is too small.*avatars_10"):
-    prepare.require("avatars_3")
+    sets.require("avatars_3")
   assert prepare.main(["avatars_20", "--dir", str(tmp_path), "--file", sys.executable]) == 1
   said = capsys.readouterr().err
   assert "drawn and takes no --file" in said and "WHEEL" not in said

