@@ -73,7 +73,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.within(m, "g_widths", "d_widths", least=1, empty=True)
   flags.within(m, "g_from", least=0, most=flags.MOST_STEPS)
   flags.within(m, "unroll", least=0)
-  flags.within(m, "d_lr", "g_init_scale", "d_init_scale", above=0.0)
+  flags.within(m, "d_lr", least=0.0)  # 0: D stands still
+  flags.within(m, "g_init_scale", "d_init_scale", above=0.0)
   flags.within(m, "b1", "ema", least=0.0, below=1.0)
   flags.within(m, "d_dropout", least=0.0, below=1.0, length=2)
   flags.within(m, "g_bias")

@@ -12,7 +12,7 @@ from gm import core, inspection, job
 def prepared(name, **model):
   config = importlib.import_module(f"configs.{name}").get_config("test")
   config.model.update(model)
-  return job.prepare(config)
+  return job.prepare(config, on_paper=True)
 
 
 @pytest.mark.parametrize(
