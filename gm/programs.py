@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import pickle
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from ml_collections import ConfigDict
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 LIMIT = 2**30  # bytes; those that were not used for longest go first
+_LOADING = threading.Lock()  # two at a time may end the process: seen once in some thousand loads
 
 
 class Shelf:
@@ -103,7 +105,8 @@ class Shelf:
       if has_linear_algebra:  # jax looks up LAPACK's functions when it first lowers a call of one
         jax.jit(lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), "float32"))
       devices = list(self.mesh.devices.flat)
-      return serialize_executable.deserialize_and_load(*program, execution_devices=devices)
+      with _LOADING:
+        return serialize_executable.deserialize_and_load(*program, execution_devices=devices)
     except Exception as error:  # whatever the compiler meets
       logging.warning("a program is damaged, and made again: %s", error)
       return None
