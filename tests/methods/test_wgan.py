@@ -141,7 +141,8 @@ def fit_critic(monkeypatch, mean, num_steps, *, std=1.0, widths=(64, 64), **chan
 
     state, found = jax.lax.scan(body, state, jnp.arange(num_steps))
     last = {k: v[-1] for k, v in found.items()}
-    return state, last, stage.evaluate(state, draw(k_test, 20_000), k_step)
+    found = stage.evaluate(state, draw(k_test, 20_000), k_step)
+    return state, last, {**found, **(stage.conclude(found, k_step) if size == 1 else {})}
 
   return run(jax.random.key(0))
 
