@@ -24,6 +24,7 @@ from gm import diagnostics
 from gm.workdir import curves, files, log, record, samples
 
 _METHODS = Path(__file__).parents[1] / "methods"
+_MAX_CLASSES = 20  # that are named at the top of the page
 _MAX_EMBEDDED = 24e6  # bytes of PNG; above it the page holds JPEGs, the files stay as they are
 
 
@@ -120,14 +121,17 @@ def method_docstring(method: str) -> str:
 
 
 def _data(facts: Mapping, config: Mapping) -> dict:
-  """Where the data came from, and whether they were drawn by a formula."""
+  """Where the data came from, whether they were drawn by a formula, and names of their classes."""
   data, section = facts.get("data"), _table(config, "data")
   origin = data.get("origin", "") if isinstance(data, dict) else data or ""
   generated = data.get("generated") if isinstance(data, dict) else None
   if generated is None:
     generated = section.get("source") == "points"  # the one family that is drawn from formulas
   origin = origin or " · ".join(str(section[k]) for k in ("source", "name") if section.get(k))
-  return {"origin": origin, "generated": generated}
+  classes = data.get("classes") if isinstance(data, dict) else None
+  names = [str(name) for name in classes] if isinstance(classes, list) else []
+  shown = ", ".join(names[:_MAX_CLASSES]) + (", ..." if len(names) > _MAX_CLASSES else "")
+  return {"origin": origin, "generated": generated, "classes": shown, "num_classes": len(names)}
 
 
 def _headline(facts: Mapping, config: Mapping, records: Sequence[Mapping]) -> list[tuple[str, str]]:

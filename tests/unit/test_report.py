@@ -166,6 +166,15 @@ def test_generated_data_are_said_to_be(tmp_path):
   assert "not real" not in page.text and "Data: digits" in page.text
 
 
+def test_classes_are_named(tmp_path):
+  for classes, said in (
+    (["cat", "<dog>"], "2 classes: cat, <dog>"),
+    ([*map(str, range(30))], "19, ..."),
+  ):
+    record.write_config(tmp_path, {"method": "gan"}, {"data": {"origin": "x", "classes": classes}})
+    assert said in Page(report.write(tmp_path).read_text()).text
+
+
 @pytest.mark.parametrize(
   "missing", ["config.json", "metrics.jsonl", "eval.json", "samples", "everything"]
 )
