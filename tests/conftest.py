@@ -11,11 +11,15 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "gm-tests-xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-# tests compile much and run little
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+# tests compile much and run little: so programs are made in a fifth of the time, and run in twice
+QUICK = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + QUICK
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# of programs that run long: loops that train
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -33,3 +37,12 @@ def pytest_collection_modifyitems(items):
       name = item.callspec.params.get("name", name)
     if name in methods:
       item.add_marker(pytest.mark.xdist_group(name))
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+  """Training steps are optimised as outside of tests."""
+  from gm import steps
+
+  options = steps.step_options()
+  monkeypatch.setattr(steps, "step_options", lambda: {**options, **OPTIMISED})
