@@ -1,5 +1,6 @@
 """Two virtual CPU devices and one compilation cache for all tests; no GPU, no network."""
 
+import json
 import os
 import pathlib
 import sys
@@ -39,10 +40,12 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.xdist_group(name))
 
 
-@pytest.fixture
-def optimised(monkeypatch):
-  """Training steps are optimised as outside of tests."""
-  from gm import steps
+def train(config, workdir):
+  """Trains with steps that are optimised as outside of tests; returns the last metrics."""
+  from gm import loop, steps
 
   options = steps.step_options()
-  monkeypatch.setattr(steps, "step_options", lambda: {**options, **OPTIMISED})
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(steps, "step_options", lambda: {**options, **OPTIMISED})
+    loop.train(config, str(workdir))
+  return json.loads((pathlib.Path(workdir) / "eval.json").read_text())["metrics"]

@@ -2,15 +2,15 @@
 
 import importlib
 import itertools
-import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import train
 
-from gm import core, errors, inspection, job, loop, optim
+from gm import core, errors, inspection, job, optim
 from gm.metrics import digits
 from gm.nets import mlp
 from gm.probability import spokes
@@ -31,11 +31,6 @@ def config_of(variant, **changes):
   config = importlib.import_module("configs.aae").get_config(variant)
   config.update_from_flattened_dict({"num_devices": 1, **changes})
   return config
-
-
-def train(config, workdir):
-  loop.train(config, str(workdir))
-  return json.loads((workdir / "eval.json").read_text())["metrics"]
 
 
 def batch_of(n, num_classes=10):

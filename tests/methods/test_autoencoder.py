@@ -1,14 +1,15 @@
 """Autoencoder: the linear floor, the loss, the codes, sizes, and that curves beat planes."""
 
+import functools
 import importlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import OPTIMISED, train
 
-from gm import core, inspection, job, loop
+from gm import core, inspection, job
 from gm.core import Info
 from gm.data import installed
 from gm.metrics import reconstruction
@@ -33,7 +34,7 @@ def fit(variant, data, **changes):
   (stage,) = job.prepare(config).stages
   rows = np.random.default_rng(0).integers(1_500, size=(config.num_steps, config.batch_size))
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=OPTIMISED)
   def run(state, rows):
     def body(i, state):
       batch = jax.tree.map(lambda x: x[rows[i]], data)
@@ -179,8 +180,7 @@ def test_acceptance_of_draws():
 
 
 def run(folder, variant, **changes):
-  loop.train(config_of(variant, **changes), str(folder))
-  return json.loads((folder / "eval.json").read_text())["metrics"]
+  return train(config_of(variant, **changes), folder)
 
 
 @pytest.mark.learning

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import train
 
-from gm import core, errors, evaluation, job, loop, losses, optim, regularizers
+from gm import core, errors, evaluation, job, losses, optim, regularizers
 from gm.methods import biggan
 from gm.nets import resnet
 from gm.nn import spectral
@@ -368,7 +369,7 @@ def test_errors_say_what_is_allowed():
 
 
 def trained(workdir, **changes):
-  loop.train(config_of("small", **changes), str(workdir))
+  train(config_of("small", **changes), str(workdir))
   metrics = json.loads((workdir / "eval.json").read_text())["metrics"]
   return metrics, evaluation.from_workdir(str(workdir), None)
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import OPTIMISED, train
 from flax import linen as nn
 
-from gm import core, errors, evaluation, inspection, job, loop, losses
+from gm import core, errors, evaluation, inspection, job, losses
 from gm.methods import cgan
 from gm.metrics import digits
 from gm.nets import cgan as cgan_nets
@@ -314,7 +315,7 @@ def two_gaussians(seed, num_steps=3_000, exchanged=False):
       "label": jnp.where(exchanged, 1 - y, y),
     }
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=OPTIMISED)
   def run(key, exchanged):
     def body(i, state):
       k_data, k_step = jax.random.split(jax.random.fold_in(key, i))
@@ -370,7 +371,7 @@ def agreement(images, labels):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_small_draws_the_digit_asked_for(tmp_path, seed):
   """Nine times in ten; in none of the classes one picture again and again."""
-  loop.train(config_of("small", seed=seed), str(tmp_path))
+  train(config_of("small", seed=seed), str(tmp_path))
   found = json.loads((tmp_path / "eval.json").read_text())["metrics"]
   assert found["label_agreement"] >= 0.9, found
   evaluator, state = evaluation.from_workdir(str(tmp_path), None)
@@ -387,6 +388,6 @@ def test_small_draws_the_digit_asked_for(tmp_path, seed):
 @pytest.mark.learning
 def test_small_with_labels_of_other_images_ignores_the_label(tmp_path, monkeypatch):
   unpair(monkeypatch)
-  loop.train(config_of("small", num_steps=2_000), str(tmp_path))
+  train(config_of("small", num_steps=2_000), str(tmp_path))
   found = json.loads((tmp_path / "eval.json").read_text())["metrics"]
   assert found["label_agreement"] < 0.3, found

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import train
 
-from gm import core, errors, inspection, job, loop, losses, optim
+from gm import core, errors, inspection, job, losses, optim
 from gm.core import Info
 from gm.metrics import probe
 from gm.nets import dcgan, mlp
@@ -204,7 +205,7 @@ def test_samples_depend_on_each_other_only_with_batch_statistics():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_small_learns_all_digits(tmp_path, seed):
   config = config_of("small", seed=seed)
-  loop.train(config, str(tmp_path / "run"))
+  train(config, str(tmp_path / "run"))
   found = json.loads((tmp_path / "run/eval.json").read_text())["metrics"]
   assert found["class_min_share"] >= 0.04, found
 
@@ -215,7 +216,7 @@ def test_frechet_distance_falls_and_a_broken_game_does_not(tmp_path, monkeypatch
 
   def distance(name, steps):
     config = config_of("small", num_steps=steps)
-    loop.train(config, str(tmp_path / name))
+    train(config, str(tmp_path / name))
     return json.loads((tmp_path / name / "eval.json").read_text())["metrics"]["frechet"]
 
   untrained = distance("start", 1)
@@ -229,7 +230,7 @@ def test_frechet_distance_falls_and_a_broken_game_does_not(tmp_path, monkeypatch
 def test_features_of_d_tell_digits_apart(tmp_path):
   """Better than pixels do. On digits the features of an untrained D do nearly as well."""
   config = config_of("small", num_steps=1_000)
-  loop.train(config, str(tmp_path / "run"))
+  train(config, str(tmp_path / "run"))
   found = json.loads((tmp_path / "run/eval.json").read_text())["metrics"]
   test = job.load(job.prepare(config), 0, "test", shuffle=False, whole=True)
   batch = test.decode(test.batch(0, test.num_examples))

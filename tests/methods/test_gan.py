@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import OPTIMISED, train
 
-from gm import core, diagnostics, errors, inspection, job, loop, losses, optim
+from gm import core, diagnostics, errors, inspection, job, losses, optim
 from gm.methods import gan
 from gm.metrics import coverage
 from gm.nets import mlp
@@ -24,11 +25,6 @@ def config_of(variant, **changes):
 
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
 PASSES = [("test", {}, {"g": 1})]  # of G in its own step; see test_promises.py
-
-
-def train(config, workdir):
-  loop.train(config, str(workdir))
-  return json.loads((workdir / "eval.json").read_text())["metrics"]
 
 
 # ------------------------------------------------------------------------------------------ sizes
@@ -102,7 +98,7 @@ def test_mlp_discriminator_finds_the_optimum_in_one_dimension():
   params, _ = core.build(d, jax.random.key(0), jnp.zeros((2, 1)))
   tx = optim.adam(optim.cosine(3e-3, 3000))
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=OPTIMISED)
   def train(params):
     def body(i, carry):
       params, opt = carry
@@ -208,7 +204,7 @@ def test_minimax_gradient_vanishes_where_the_other_does_not():
   (stage,) = job.prepare(config_of("vanishing")).stages
   draw = lambda key, n: {"point": 2 + 0.25 * jax.random.normal(key, (n, 1))}
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=OPTIMISED)
   def train(state, stop):
     def body(state):
       k_data, key = jax.random.split(jax.random.fold_in(jax.random.key(1), state.step))

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import OPTIMISED, train
 from flax import linen as nn
 
-from gm import core, errors, inspection, job, loop, losses, optim
+from gm import core, errors, inspection, job, losses, optim
 from gm.methods import infogan
 from gm.metrics import codes
 from gm.nets import infogan as infogan_nets
@@ -24,11 +25,6 @@ def config_of(variant, **changes):
 
 
 PASSES = [("test", {}, {"g": 1, "trunk": 2, "q": 1})]  # Q sees no data; see test_promises.py
-
-
-def train(config, workdir):
-  loop.train(config, str(workdir))
-  return json.loads((workdir / "eval.json").read_text())["metrics"]
 
 
 QUICK = {"xla_backend_optimization_level": 0}  # what runs once
@@ -398,7 +394,7 @@ def test_each_category_takes_a_mode():
   batch = lambda i: source.batch(i, 256)
   rows = jax.tree.map(lambda *x: np.stack(x), *(batch(i) for i in range(3_000)))
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=OPTIMISED)
   def run(state, rows):
     def body(i, state):
       now = source.decode(jax.tree.map(lambda x: x[i], rows))

@@ -2,16 +2,16 @@
 
 import functools
 import importlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import OPTIMISED, train
 from flax import linen as nn
 
-from gm import core, errors, evaluation, inspection, job, loop, losses, optim
+from gm import core, errors, evaluation, inspection, job, losses, optim
 from gm.data import points
 from gm.methods import lsgan
 from gm.metrics import digits
@@ -44,11 +44,6 @@ def play(variant="test", num_steps=1, **changes):
   state = jax.jit(stage.init, compiler_options=QUICK)(jax.random.key(0), batch, None)
   step = jax.jit(stage.step, compiler_options=QUICK)
   return stage, batch, state, *(step(state, batch, key) if num_steps else ())
-
-
-def train(config, workdir):
-  loop.train(config, str(workdir))
-  return json.loads((workdir / "eval.json").read_text())["metrics"]
 
 
 # ------------------------------------------------------------------------------------------ sizes
@@ -199,7 +194,9 @@ def test_best_discriminator_of_two_gaussians_in_both_schemes():
     return jax.lax.fori_loop(0, 1_000, body, (params, tx.init(params)))[0]
 
   targets = jnp.array([(s.a, s.b) for s in lsgan.SCHEMES.values()])
-  fitted = jax.jit(lambda targets: jax.lax.map(fit, targets))(targets)  # one after the other
+  fitted = jax.jit(lambda targets: jax.lax.map(fit, targets), compiler_options=OPTIMISED)(
+    targets
+  )  # one after the other
   x = jax.random.normal(jax.random.key(2), (2, 100_000, 1))
   p = jax.nn.sigmoid(2 * jnp.linspace(-3, 3, 61))  # p_data / (p_data + p_g)
   found = {}
@@ -433,7 +430,9 @@ def four_gaussians(seeds, num_steps=3_000):
     return stage.sample(state, {"point": jnp.zeros((4_000, 2))}, jax.random.key(98))["point"]
 
   found = []
-  for x in jax.jit(lambda seeds: jax.lax.map(run, seeds))(jnp.array(seeds)):
+  for x in jax.jit(lambda seeds: jax.lax.map(run, seeds), compiler_options=OPTIMISED)(
+    jnp.array(seeds)
+  ):
     gaps = jnp.linalg.norm(x[:, None] - centres, axis=-1)
     shares = jnp.bincount(gaps.argmin(1), length=4) / len(x)
     found.append(bool(shares.min() >= 0.1 and (gaps.min(1) <= 0.9).mean() >= 0.85))

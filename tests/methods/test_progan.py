@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import train
 
-from gm import core, errors, evaluation, job, loop, losses
+from gm import core, errors, evaluation, job, losses
 from gm.methods import progan as method
 from gm.nets import progan
 from gm.nn import resample
@@ -410,7 +411,7 @@ def test_every_stage_is_scored_at_its_size(fade):
 
 
 def evaluation_of(config, folder):
-  loop.train(config, str(folder))
+  train(config, str(folder))
   return json.loads((folder / "eval.json").read_text())["metrics"]
 
 

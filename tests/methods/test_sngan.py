@@ -2,14 +2,14 @@
 
 import functools
 import importlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import train
 
-from gm import core, errors, evaluation, job, loop, losses, optim
+from gm import core, errors, evaluation, job, losses, optim
 from gm.methods import sngan
 from gm.nets import sngan as sngan_nets
 
@@ -328,11 +328,6 @@ def test_errors_say_what_is_allowed():
   ):
     with pytest.raises((ValueError, errors.UserError), match=match):
       job.prepare(config_of("test", **changes))
-
-
-def train(config, workdir):
-  loop.train(config, str(workdir))
-  return json.loads((workdir / "eval.json").read_text())["metrics"]
 
 
 def covers(workdir):

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import train
 
-from gm import core, errors, evaluation, job, loop, losses, optim, regularizers
+from gm import core, errors, evaluation, job, losses, optim, regularizers
 from gm.methods import stylegan2 as method
 from gm.nets import stylegan2
 from gm.nn import equalized, norm, resample
@@ -631,7 +632,7 @@ def test_pictures(played):
 
 
 def evaluation_of(config, folder):
-  loop.train(config, str(folder))
+  train(config, str(folder))
   return json.loads((folder / "eval.json").read_text())["metrics"]
 
 
@@ -653,7 +654,7 @@ def test_small_with_a_wrong_sign_does_not_learn(tmp_path, monkeypatch):
 
 def gap_on_200_images(variant, folder):
   """D's mean logit of its training images less that of held-out ones; ADA's p at the end."""
-  loop.train(config_of(variant, metrics=()), str(folder))
+  train(config_of(variant, metrics=()), str(folder))
   evaluator, state = evaluation.from_workdir(str(folder), None)
   unseen = evaluator.evaluate(state)["logit_held_out"]
   evaluator.source = job.load(evaluator.job, 0, "train", shuffle=False)

@@ -2,14 +2,14 @@
 
 import importlib
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import train
 
-from gm import core, errors, feed, inspection, job, loop, optim, steps
+from gm import core, errors, feed, inspection, job, optim, steps
 from gm.data import installed
 from gm.methods import vae
 from gm.nets import mlp
@@ -23,11 +23,6 @@ def config_of(variant, **changes):
 
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
-
-
-def train(config, workdir):
-  loop.train(config, str(workdir))
-  return json.loads((workdir / "eval.json").read_text())["metrics"]
 
 
 # ------------------------------------------------- the linear-Gaussian model, exactly, in float64

@@ -2,15 +2,15 @@
 
 import functools
 import importlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import OPTIMISED, train
 from flax import linen as nn
 
-from gm import core, errors, evaluation, inspection, job, loop, losses
+from gm import core, errors, evaluation, inspection, job, losses
 from gm.methods import wgan
 from gm.nets import mlp
 
@@ -24,11 +24,6 @@ def config_of(variant, **changes):
 # 2 steps of the critic, on data and samples; see test_promises.py
 NORMS = {"model.g_norm": "batch", "model.d_norm": "batch"}
 PASSES = [("test_clip", NORMS, {"g": 3, "d": 4})]
-
-
-def train(config, workdir):
-  loop.train(config, str(workdir))
-  return json.loads((workdir / "eval.json").read_text())["metrics"]
 
 
 @pytest.mark.parametrize("variant", ["paper", "paper_clip"])
@@ -129,7 +124,7 @@ def fit_critic(monkeypatch, mean, num_steps, *, std=1.0, widths=(64, 64), **chan
   def draw(key, n=config.batch_size):
     return {"point": jnp.asarray(mean) + std * jax.random.normal(key, (n, size))}
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=OPTIMISED)
   def run(key):
     k_data, k_step, k_test = jax.random.split(key, 3)
     state = stage.init(key, draw(k_test), None)
