@@ -33,8 +33,10 @@ ALLOWED = {  # who may import what of gm
   "progress": {"core", "diagnostics"},
   "interrupt": {"progress"},
   "feed": {"core", "job", "sharding"},
+  "asked": {"errors", "progress"},
   "sampling": {
-    *("core", "errors", "inspection", "job", "pictures", "progress", "sharding", "workdir"),
+    *("asked", "core", "errors", "inspection", "job", "pictures", "progress", "sharding"),
+    "workdir",
   },
   "steps": {"core", "errors", "job", "programs", "sharding"},
 }
