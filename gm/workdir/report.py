@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gm import diagnostics
-from gm.workdir import curves, files, log, record, samples
+from gm.workdir import curves, drawn, files, log, record, samples
 
 _METHODS = Path(__file__).parents[1] / "methods"
 _MAX_CLASSES = 20  # that are named at the top of the page
@@ -64,6 +64,7 @@ def page(workdir: Path, records: Sequence[Mapping], picture: bytes | None) -> st
   method = str(config.get("method", workdir.resolve().name))
   docstring = method_docstring(method)
   checked = [*records, *_last_record(result)]
+  pictures = [p for p in samples.read_pictures(workdir) if not drawn.NAMED.match(p.name)]
   return _template().render(
     method=method,
     docstring=docstring,
@@ -71,9 +72,7 @@ def page(workdir: Path, records: Sequence[Mapping], picture: bytes | None) -> st
     headline=_headline(facts, config, records),
     alarms=list(diagnostics.alarms(checked)) if checked else None,
     evaluation=_evaluation(result),
-    players=_players(
-      samples.read_pictures(workdir), list(dict.fromkeys(r["stage"] for r in records))
-    ),
+    players=_players(pictures, list(dict.fromkeys(r["stage"] for r in records))),
     curves=_data_uri(picture, "png") if picture else "",
     values=_values(records),
     run=_run(facts, config),
