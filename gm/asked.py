@@ -67,7 +67,9 @@ def check_seeds(seeds: Iterable[int] | str) -> Sequence[int]:
       ) from None
   ends = (seeds[0], seeds[-1]) if seeds and isinstance(seeds, range) else seeds
   if not ends or min(ends) < 0 or max(ends) > MAX_SEED:
-    raise UserError(f"seeds are numbers from 0 to {MAX_SEED}, and at least one: change --seeds")
+    raise UserError(
+      f"seeds are numbers from 0 to {MAX_SEED}, and at least one: change --seeds or --num_samples"
+    )
   return seeds
 
 

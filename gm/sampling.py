@@ -299,7 +299,7 @@ def _write_samples(sampler, request, labels, place) -> list[Path]:
         f"a grid holds {samples.MAX_TILES} images, {total:,} are asked for: use --format=files or"
         f" --format=npz, or {fewer}"
       )
-    if total * sampler.bytes > MOST_HELD:
+    if not images and total * sampler.bytes > MOST_HELD:
       raise ValueError(
         f"a plot holds {MOST_HELD // sampler.bytes:,} samples of this run, {total:,} are asked for:"
         f" use --format=npz, or {fewer}"

@@ -83,14 +83,22 @@ IMAGE, POINT, MANY = ("image", (64, 64, 3)), ("point", (2,)), range(2_000_000_00
   [
     (IMAGE, sampling.Request(MANY), "a grid holds 400 images.*--seeds, --num_samples"),
     (IMAGE, sampling.Request(MANY, form="files"), "--format=files writes 1,000,000 at most"),
-    (IMAGE, sampling.Request(MANY, form="npz"), "98,320.0 GB of .* free in .*--num_samples"),
+    (
+      IMAGE,
+      sampling.Request(MANY, form="npz"),
+      "98,320.0 GB of the 1,000.0 GB .* free in .*--num_samples",
+    ),
     (POINT, sampling.Request(MANY), "a plot holds 67,108,864 samples.*--num_samples"),
     (POINT, sampling.Request([1], form="files"), r"--format=files writes images.*\(point\)"),
     (IMAGE, sampling.Request([1, 2], 10**9), "^--frames=1000000000: .* at most 5,461"),
     (POINT, sampling.Request([1, 2], 10**9), "^--frames=1000000000: .* at most 100,000"),
   ],
 )
-def test_what_would_not_fit_is_refused_before_anything_is_drawn(made, request_, said, tmp_path):
+def test_what_would_not_fit_is_refused_before_anything_is_drawn(
+  made, request_, said, tmp_path, monkeypatch
+):
+  free = types.SimpleNamespace(free=10**12)
+  monkeypatch.setattr(sampling.shutil, "disk_usage", lambda folder: free)
   write = sampling._write_walks if request_.frames else sampling._write_samples
   with pytest.raises(ValueError, match=said):
     write(sampler(*made), request_, [None], drawn.Place(tmp_path, None, "train_00000001"))
