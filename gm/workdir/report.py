@@ -126,7 +126,8 @@ def _data(facts: Mapping, config: Mapping) -> dict:
   generated = data.get("generated") if isinstance(data, dict) else None
   if generated is None:
     generated = section.get("source") == "points"  # the one family that is drawn from formulas
-  origin = origin or " · ".join(str(section[k]) for k in ("source", "name") if section.get(k))
+  keys = ("source", "dir" if section.get("source") == "folder" else "name")
+  origin = origin or " · ".join(str(section[k]) for k in keys if section.get(k))
   classes = data.get("classes") if isinstance(data, dict) else None
   names = [str(name) for name in classes] if isinstance(classes, list) else []
   shown = ", ".join(names[:_MAX_CLASSES]) + (", ..." if len(names) > _MAX_CLASSES else "")
@@ -255,13 +256,16 @@ def _run(facts: Mapping, config: Mapping) -> dict | None:
   if not facts:
     return None
   around = {k: v for k, v in facts.items() if k not in ("config", "command", "versions")}
+  settings = record.flatten(config)
+  if settings.get("data.source") == "folder":
+    settings.pop("data.name", None)  # says nothing there
   devices = around.get("devices")
   if isinstance(devices, list):
     around["devices"] = ", ".join(map(str, devices[:8])) + (" ..." if len(devices) > 8 else "")
   return {
     "command": facts.get("command"),
     # the config is shown as typed on a command line, not rounded
-    "settings": [(k, json.dumps(v, ensure_ascii=False)) for k, v in record.flatten(config).items()],
+    "settings": [(k, json.dumps(v, ensure_ascii=False)) for k, v in settings.items()],
     "around": [(k, curves.number(v)) for k, v in record.flatten(around).items()],
     "versions": list(_table(facts, "versions").items()),
   }

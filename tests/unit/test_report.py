@@ -168,6 +168,15 @@ def test_pictures_that_were_asked_for_are_not_of_training(tmp_path):
   assert report.write(tmp_path).read_text() != before
 
 
+def test_a_folder_is_not_called_by_the_name_of_another_set(tmp_path):
+  data = {"source": "folder", "name": "mnist10k", "dir": "/pictures"}
+  record.write_config(tmp_path, {"method": "dcgan", "data": data})
+  text = Page(report.write(tmp_path).read_text()).text
+  assert "/pictures" in text and "mnist10k" not in text
+  record.write_config(tmp_path, {"method": "dcgan", "data": {**data, "source": "embedded"}})
+  assert "mnist10k" in Page(report.write(tmp_path).read_text()).text
+
+
 def test_generated_data_are_said_to_be(tmp_path):
   config = {"method": "gan", "data": {"source": "points", "name": "ring"}}
   record.write_config(tmp_path, config)
