@@ -167,10 +167,12 @@ def read_ahead(config: ConfigDict, workdir: str) -> object:
 
 def request(sampling: ModuleType) -> NamedTuple:
   """What the flags of --mode=sample ask for."""
+  from gm import asked
+
   if _WALK.value is not None:
-    seeds, frames = sampling.parse_seeds(_WALK.value, "--walk"), _FRAMES.value
+    seeds, frames = asked.parse_seeds(_WALK.value, "--walk"), _FRAMES.value
   elif _SEEDS.value is not None:
-    seeds, frames = sampling.parse_seeds(_SEEDS.value), 0
+    seeds, frames = asked.parse_seeds(_SEEDS.value), 0
   else:
     seeds, frames = range(_NUM_SAMPLES.value), 0
   return sampling.Request(

@@ -2,7 +2,7 @@
 
 Variants: small (default; 28 px digits, the port's networks), digits (8x8), ring (8 Gaussians, the
 label is the mode), port (the port's recipe on full MNIST), paper, test. One class alone, of any
-run: --mode=sample --config=configs/cgan.py --config.model.sample_label=3.
+run: --workdir=DIR --mode=sample --labels=3.
 
 Measured, small, seeds 0 to 2, 10,000 samples: 98.4, 99.1 and 98.7 % are the digit that was asked
 for, the rarest digit is 8.6 to 8.7 %, the classifier's Frechet distance 18.6, 16.6 and 18.7 (2.1
@@ -32,7 +32,7 @@ def get_config(variant="small"):
   m.d_widths, m.d_pieces, m.dropout = (512, 256), 1, 0.0
   m.g_paths, m.d_paths, m.d_path_pieces = (200, 1000), (240, 50), 5  # in nets paths
   m.g_init_scale = m.d_init_scale = 0.1  # times He's; in nets paths the limit of uniform
-  m.sample_label = -1  # class of all samples; -1: the labels of the test split
+  m.sample_label = -1  # class of all samples; -1: the test split's, or those of --labels
   if variant == "digits":
     c.data.source, c.data.name = "installed", "digits"
     m.z_dim, m.g_widths, m.d_widths = 32, (64, 128, 256), (128, 64)

@@ -5,7 +5,7 @@ unit circle, as the authors have them), no_norm (digits without labels and witho
 paper (112 px scenes), characters (3,740 Chinese characters by label), stability (64 px, no batch
 norm in G), test. In stability also D goes without by --config.model.d_norm=none. RMSProp and the
 Pearson targets: --config.model.optimizer=rmsprop --config.model.scheme=pearson. One class alone, of
-any run with labels: --mode=sample --config=... --config.model.sample_label=3.
+any run with labels: --workdir=DIR --mode=sample --labels=3.
 
 Measured, small, seeds 0 to 2, 10,000 samples: 97.6, 97.9 and 98.8 % are the digit that was asked
 for, the rarest digit is 8.5 to 8.6 %, the classifier's Frechet distance 5.4, 6.5 and 6.1 (2.1
@@ -38,7 +38,7 @@ def get_config(variant="small"):
   m.d_widths, m.d_dense, m.d_kernel, m.d_norm = (64, 80), (256,), 4, "batch"
   # in nets mlp; init: or orthogonal, init_scale its gain
   m.activation, m.init, m.init_scale = "leaky_relu", "lecun", 1.0
-  m.sample_label = -1  # class of all samples; -1: the labels of the test split
+  m.sample_label = -1  # class of all samples; -1: the test split's, or those of --labels
   if variant in ("modes", "toy"):
     c.metrics, c.num_eval_samples = ("coverage.modes",), 2_500
     c.data.source = "points"

@@ -114,6 +114,31 @@ def within(
       raise ValueError(f"{flag}={value!r} is not possible: give {what} {allowed}".rstrip())
 
 
+def kernel(given: Mapping, *keys: str, shape: Sequence[int]) -> None:
+  """Checks the sides of kernels: 1 to the larger side of images [H, W, C], as given in `shape`.
+
+  Raises:
+    ValueError: for anything else.
+
+  >>> kernel({"kernel": 4}, "kernel", shape=(28, 28, 1))
+  """
+  within(given, *keys, least=1, most=max(shape[:2]))
+
+
+def unlabelled(what: str, data: Mapping) -> str:
+  """The message for data without labels that something needs.
+
+  >>> unlabelled("cgan", {"source": "folder", "name": "unused"})
+  'cgan needs labels, and folder has none here: set --config.data.num_classes'
+  """
+  if data["source"] in ("folder", "tfds"):  # the config says how many classes there are
+    return f"{what} needs labels, and {data['source']} has none here: set --config.data.num_classes"
+  return (
+    f"{what} needs labels, and {data['source']}:{data['name']} has none: set another"
+    " --config.data.name, or --config.data.source and --config.data.num_classes"
+  )
+
+
 def leaf(info: core.Info, *names: str) -> str:
   """Returns the first of the leaves that a method can make and the data have.
 

@@ -82,7 +82,8 @@ class Count:
       seconds: between two lines.
     """
     self.total, self.unit, self.seconds = total, unit, seconds
-    self.done, self.bar, self.start, self.told = 0, None, None, time.perf_counter()
+    self.done, self.bar, self.start = 0, None, None
+    self.begun = self.told = time.perf_counter()
     if sys.stderr.isatty() and jax.process_index() == 0:
       from tqdm import tqdm
 
@@ -98,6 +99,8 @@ class Count:
     elif now - self.told >= self.seconds or self.done == self.total:
       rate = (self.done - self.start[0]) / max(1e-9, now - self.start[1])
       speed = f"  {rate:,.4g} {self.unit}/s" if rate else ""
+      if not rate and self.done == self.total:  # all came at once
+        speed = f"  {self.done / max(1e-9, now - self.begun):,.4g} {self.unit}/s with the start"
       say(f"{self.done:,}/{self.total:,} {self.unit}{speed}")
       self.told = now
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gm import core, inspection, pictures, sharding
+from gm import asked, core, inspection, pictures, sharding
 from gm.errors import UserError, user_input
 from gm.job import Job, load, newest
 from gm.progress import Count, say
@@ -32,7 +32,9 @@ from gm.workdir import drawn, record, samples, video
 
 CHUNK = 64  # seeds that are drawn together, fewer of large images; a sample's bits belong to it
 TRUNCATIONS = ("truncation", "psi")  # keys of config.model that --truncation sets
-MAX_SEED = 2**31 - 1
+MOST_HELD = 2**30  # bytes of a plot's samples or of a film's frames, which are held at once
+MOST_FRAMES = 100_000
+MOST_FILES = 1_000_000
 
 
 class Sampler:
@@ -43,6 +45,7 @@ class Sampler:
     images: names of all entries that are images.
     conditional: whether they depend on a label.
     walks: whether there is a latent to walk in.
+    bytes: of one sample with its seed.
   """
 
   def __init__(self, job: Job, index: int, state: core.State, classes: Sequence[str] = ()):
@@ -72,6 +75,8 @@ class Sampler:
     kept = [n for n in found if found[n] <= {"label"} and not n.startswith("data_")]
     if any(found[name] - {"label"} for name in self.data):  # then examples are the condition
       self._source, kept = load(job, index, "test", shuffle=False, whole=True), list(found)
+
+    self.bytes = 8 + sum(math.prod(made[n].shape[1:]) * made[n].dtype.itemsize for n in kept)
 
     def compiled(function):
       def call(state, rows, label, *rest):
@@ -139,23 +144,13 @@ class Sampler:
       found = jax.device_get(self._between(self.state, rows, y, *way))
       yield {name: x[: frames - start] for name, x in found.items()}
 
-  def numbers(self, labels: Sequence[str | int] | None) -> list[int] | None:
+  def numbers(self, labels: Sequence[str | int] | str | int | None) -> list[int] | None:
     """Returns labels, given by number or name, as numbers; raises UserError for unknown ones."""
     if labels is None:
       return None
     if not self.conditional:
       raise UserError(f"--labels: this {self.job.config.method} is told no label: leave it out")
-    known, found = {name: i for i, name in enumerate(self.classes)}, []
-    for label in map(str, labels):
-      number = known.get(label, int(label) if re.fullmatch(r"\d+", label) else -1)
-      if not 0 <= number < self.info.num_classes:
-        shown = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
-        raise UserError(
-          f"--labels: there is no label {label!r}; give numbers from 0 to"
-          f" {self.info.num_classes - 1} or names: {shown}"
-        )
-      found.append(number)
-    return list(dict.fromkeys(found))
+    return asked.label_numbers(labels, self.classes)
 
   def label(self, seed: int, label: int | None) -> int | None:
     """The label that a seed is drawn for; None where samples do not depend on one."""
@@ -219,49 +214,31 @@ def open_run(
     if name is None:
       raise UserError(f"--truncation={truncation}: {config.method} has none: leave it out")
     config.model[name] = float(truncation)
-  job, index, state = newest(workdir, config)
+  try:
+    job, index, state = newest(workdir, config)
+  except UserError as error:  # the flag that was given is not the config's
+    if truncation is None:
+      raise
+    raise UserError(str(error).replace(f"--config.model.{name}=", "--truncation=")) from error
   return Sampler(job, index, state, (facts.get("data") or {}).get("classes") or ())
 
 
 def draw(
   workdir: str,
-  seeds: Iterable[int] = range(64),
+  seeds: Iterable[int] | str = range(64),
   *,
-  labels: Sequence[str | int] | None = None,
+  labels: Sequence[str | int] | str | int | None = None,
   truncation: float | None = None,
   config: ConfigDict | None = None,
 ) -> dict[str, np.ndarray]:
-  """Returns samples of a run, {name: [N, ...]}; images in [-1, 1]. See `Sampler.stream`."""
-  sampler = open_run(workdir, config, truncation)
-  parts = list(sampler.stream(check_seeds(seeds), sampler.numbers(labels)))
-  return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+  """Returns samples of a run, {name: [N, ...]}; images in [-1, 1]. See `Sampler.stream`.
 
-
-def check_seeds(seeds: Iterable[int]) -> Sequence[int]:
-  """Returns seeds as they are; raises UserError if there is none or one is out of range."""
-  seeds = seeds if isinstance(seeds, range) else list(seeds)
-  if not len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
-    raise UserError(f"seeds are numbers from 0 to {MAX_SEED}, and at least one: change --seeds")
-  return seeds
-
-
-def parse_seeds(text: str, flag: str = "--seeds") -> list[int]:
-  """Returns the seeds that a flag names; raises UserError for anything but numbers and ranges.
-
-  >>> parse_seeds("0-3,9")
-  [0, 1, 2, 3, 9]
+  All are held at once; where they are too many, go through `open_run(workdir).stream(seeds)`.
   """
-  found = []
-  for part in text.split(","):
-    match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if not first <= last <= MAX_SEED:
-      raise UserError(
-        f"{flag}={text!r}: {part!r} is no seed: give numbers from 0 to {MAX_SEED} or ranges, as in"
-        f" {flag}=0-35 or {flag}=1,5,9"
-      )
-    found += range(first, last + 1)
-  return found
+  seeds = asked.check_seeds(seeds)
+  sampler = open_run(workdir, config, truncation)
+  parts = list(sampler.stream(seeds, sampler.numbers(labels)))
+  return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 class Request(NamedTuple):
@@ -281,36 +258,51 @@ def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]
 
   Raises UserError for what the run cannot give, or a file that is there already.
   """
+  request = request._replace(seeds=asked.check_seeds(request.seeds))
   sampler = open_run(workdir, config, request.truncation)
   labels = sampler.numbers(request.labels)
   stem = f"{sampler.stage.name}_{int(sampler.state.step):08d}"
   stem += "" if request.truncation is None else f"_truncation{request.truncation:g}"
   place = drawn.Place(workdir, request.out, stem, request.overwrite)
   with user_input():
-    check_seeds(request.seeds)
     write = _write_walks if request.frames else _write_samples
     return write(sampler, request, labels or [None], place)
 
 
 def _write_samples(sampler, request, labels, place) -> list[Path]:
-  seeds, form = list(dict.fromkeys(request.seeds)), request.form
+  seeds, form = asked.distinct(request.seeds), request.form
   total, images = len(seeds) * len(labels), set(sampler.data) <= sampler.images
   name = f"seeds{drawn.spell(seeds)}" + (f"_labels{drawn.spell(labels)}" if request.labels else "")
+  fewer = "give fewer --seeds, --num_samples or --labels"
   if form == "files":
     if not images:
       raise ValueError(
-        f"--format=files writes images, these are {', '.join(sampler.data)}: use --format=npz"
+        f"--format=files writes images, what this run draws is none ({', '.join(sampler.data)}):"
+        " use --format=npz"
       )
+    if total > MOST_FILES:
+      raise ValueError(f"--format=files writes {MOST_FILES:,} at most, not {total:,}: {fewer}")
     of_label = lambda y: "" if y is None else f"_label{y}"
     names = [f"seed{s:04d}{of_label(sampler.label(s, y))}" for y in labels for s in seeds]
     writer = drawn.Files(place, names, sampler.data)
   elif form == "npz":
     writer = drawn.Arrays(place, name)
+    size, free = total * sampler.bytes, shutil.disk_usage(writer.path.parent).free
+    if size > free:
+      raise ValueError(
+        f"{total:,} samples would take {size / 1e9:,.1f} GB of the {free / 1e9:,.1f} GB that are"
+        f" free in {writer.path.parent}: {fewer}, or another --out"
+      )
   else:
     if images and total > samples.MAX_TILES:
       raise ValueError(
         f"a grid holds {samples.MAX_TILES} images, {total:,} are asked for: use --format=files or"
-        " --format=npz, or fewer --seeds"
+        f" --format=npz, or {fewer}"
+      )
+    if not images and total * sampler.bytes > MOST_HELD:
+      raise ValueError(
+        f"a plot holds {MOST_HELD // sampler.bytes:,} samples of this run, {total:,} are asked for:"
+        f" use --format=npz, or {fewer}"
       )
     writer = drawn.Picture(place, name, len(labels), sampler.info)
   with Count(total, "images" if images else "samples") as count:
@@ -330,6 +322,10 @@ def _write_walks(sampler, request, labels, place) -> list[Path]:
       f"a walk of {frames} frames between {len(seeds)} seeds is not possible: give --walk two seeds"
       " or more, and --frames as many or more"
     )
+  shapes = {n: sampler.info.shape.get(n, ()) for n in sampler.data}
+  most = min(MOST_FRAMES, MOST_HELD // max(1, sum(map(video.frame_bytes, shapes.values()))))
+  if frames > most:
+    raise ValueError(f"--frames={frames}: a walk of this run has at most {most:,}: give fewer")
   name = f"walk{drawn.spell(seeds)}"
   names = [name if y is None else f"{name}_label{y}" for y in labels]
   place.check(place.path(n, ending) for n in names for ending in ("gif", "mp4", "npz", "png"))

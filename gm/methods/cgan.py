@@ -115,10 +115,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.within(m, "b1", "ema", "dropout", least=0.0, below=1.0)
   augment.require(m.augment, info.shape[data])
   if "label" not in info.shape or not num_classes:
-    raise ValueError(
-      f"cgan needs labels, and {config.data.source}:{config.data.name} has none here: set"
-      " --config.data.num_classes (folder, tfds), or another --config.data.name"
-    )
+    raise ValueError(flags.unlabelled("cgan", config.data))
   if not -1 <= m.sample_label < num_classes:
     raise ValueError(
       f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."

@@ -45,9 +45,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or data that are not images.
   """
   m, dtype = config.model, config.compute_dtype
-  flags.within(m, "z_dim", "g_base", "d_base", "start", "kernel", least=1)
+  flags.within(m, "z_dim", "g_base", "d_base", "start", least=1)
   flags.within(m, "b1", "ema", least=0.0, below=1.0)
-  augment.require(m.augment, info.shape[flags.leaf(info, "image")])
+  flags.kernel(m, "kernel", shape=info.shape[flags.leaf(info, "image")])
+  augment.require(m.augment, info.shape["image"])
   flags.choice(m, "first", ("conv", "dense"))
   flags.choice(m, "noise", ("normal", "uniform"))
   flags.choice(m, "bn_mode", ("running", "batch"))

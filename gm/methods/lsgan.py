@@ -83,6 +83,7 @@ def networks(m, shape: tuple, dtype: str) -> tuple[nn.Module, nn.Module]:
       f"{len(m.g_strides)} strides do not lead through {len(m.g_widths)} maps to an image: give one"
       " more in --config.model.g_strides than in --config.model.g_widths"
     )
+  flags.kernel(m, "g_kernel", "d_kernel", shape=shape)
   lsgan.first_size(shape, m.g_strides)  # complains here, before anything is built
   g = lsgan.Generator(
     shape,
@@ -116,10 +117,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.within(m, "b1", "ema", least=0.0, below=1.0)
   augment.require(m.augment, info.shape[data])
   if m.embed and "label" not in info.shape:
-    raise ValueError(
-      f"embed {m.embed} needs labels, and {config.data.source}:{config.data.name} has none here:"
-      " set --config.data.num_classes (folder, tfds), or --config.model.embed to 0"
-    )
+    text = flags.unlabelled(f"embed {m.embed}", config.data)
+    raise ValueError(f"{text}, or --config.model.embed to 0")
   if m.embed and not -1 <= m.sample_label < num_classes:
     raise ValueError(
       f"sample_label {m.sample_label} is no class: set --config.model.sample_label to 0 ..."

@@ -44,8 +44,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.choice(m, "bound", ("triangle", "constant"))
   law = _LAWS[flags.choice(m, "method", tuple(_LAWS))]
   if (data.source, data.name) != ("points", law):
+    given = data.source if data.source == "folder" else f"{data.source}:{data.name}"
     raise ValueError(
-      f"{m.method} draws from the law {law}, the data are {data.source}:{data.name}: set"
+      f"{m.method} draws from the law {law}, the data are {given}: set"
       f" --config.data.source=points and --config.data.name={law}"
     )
   build = {"discrete": _discrete, "reparam": _reparam, "rejection": _rejection}

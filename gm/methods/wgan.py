@@ -49,6 +49,7 @@ def networks(m, shape: tuple, dtype: str) -> tuple:
       mlp.Generator(shape, m.widths, output="none", kernel_init=kernel_init, dtype=dtype),
       mlp.Discriminator(m.widths, activation="relu", kernel_init=kernel_init, dtype=dtype),
     )
+  flags.kernel(m, "kernel", shape=shape)
   flags.choice(m, "scheme", tuple(inits.SCHEMES))
   if m.lipschitz == "gp" and m.d_norm == "batch":
     raise ValueError(

@@ -37,7 +37,7 @@ def sizes(image: tuple[int, int], *, start: int = 4, crop: bool = False) -> list
   """Returns the maps' sizes from the image down to the smallest one.
 
   Raises:
-    ValueError: if halving does not lead to `start`.
+    ValueError: if halving, at least once, does not lead to `start`.
 
   >>> sizes((32, 64))
   [(32, 64), (16, 32), (8, 16), (4, 8)]
@@ -54,6 +54,11 @@ def sizes(image: tuple[int, int], *, start: int = 4, crop: bool = False) -> list
       f"images of {image[0]}x{image[1]} pixels do not halve down to {start}: the short side must "
       f"be {start} * 2^k and the long side a multiple of 2^k; change --config.data.image_size or "
       "--config.model.start (7 for 28 pixels)"
+    )
+  if len(chain) == 1:
+    raise ValueError(
+      f"images of {image[0]}x{image[1]} pixels are no larger than the first map, of {start}: raise"
+      " --config.data.image_size or lower --config.model.start"
     )
   return chain
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import zipfile
@@ -19,6 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gm.workdir import files, samples
+
+# what names of pictures begin with that were asked for; reports leave them out
+NAMED = re.compile(r"(truncation[-+.e\d]+_)?(seeds|walk)\d")
 
 
 class Place(NamedTuple):
@@ -39,12 +43,22 @@ class Place(NamedTuple):
     return Path(self.out) if self.out else Path(self.workdir) / "samples" / self.stem
 
   def check(self, paths: Iterable[Path]) -> None:
-    """Raises ValueError if a file is there that must not be overwritten."""
+    """Raises ValueError if a file is there that must not be overwritten, or none can be written."""
     found = None if self.overwrite else next((path for path in paths if path.exists()), None)
     if found:
       raise ValueError(
         f"{found} is there already: give --overwrite to replace it, or another --out=DIR"
       )
+    folder = Path(self.out) if self.out else Path(self.workdir) / "samples"
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryFile(dir=folder):
+        pass
+    except OSError as error:
+      given = f"--out={self.out}" if self.out else str(folder)
+      raise ValueError(
+        f"{given} is no folder that can be written ({error.strerror}): give another --out=DIR"
+      ) from error
 
 
 def spell(numbers: Sequence[int], most: int = 40) -> str:
@@ -53,6 +67,8 @@ def spell(numbers: Sequence[int], most: int = 40) -> str:
   >>> spell([0, 1, 2, 3, 9]), spell(range(0, 100, 2))
   ('0-3,9', '0-98of50')
   """
+  if isinstance(numbers, range) and numbers.step == 1:  # of any length
+    return f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
   runs = []
   for n in numbers:
     if runs and n == runs[-1][1] + 1:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gm import diagnostics
-from gm.workdir import curves, files, log, record, samples
+from gm.workdir import curves, drawn, files, log, record, samples
 
 _METHODS = Path(__file__).parents[1] / "methods"
 _MAX_CLASSES = 20  # that are named at the top of the page
@@ -64,6 +64,7 @@ def page(workdir: Path, records: Sequence[Mapping], picture: bytes | None) -> st
   method = str(config.get("method", workdir.resolve().name))
   docstring = method_docstring(method)
   checked = [*records, *_last_record(result)]
+  pictures = [p for p in samples.read_pictures(workdir) if not drawn.NAMED.match(p.name)]
   return _template().render(
     method=method,
     docstring=docstring,
@@ -71,9 +72,7 @@ def page(workdir: Path, records: Sequence[Mapping], picture: bytes | None) -> st
     headline=_headline(facts, config, records),
     alarms=list(diagnostics.alarms(checked)) if checked else None,
     evaluation=_evaluation(result),
-    players=_players(
-      samples.read_pictures(workdir), list(dict.fromkeys(r["stage"] for r in records))
-    ),
+    players=_players(pictures, list(dict.fromkeys(r["stage"] for r in records))),
     curves=_data_uri(picture, "png") if picture else "",
     values=_values(records),
     run=_run(facts, config),
@@ -127,7 +126,8 @@ def _data(facts: Mapping, config: Mapping) -> dict:
   generated = data.get("generated") if isinstance(data, dict) else None
   if generated is None:
     generated = section.get("source") == "points"  # the one family that is drawn from formulas
-  origin = origin or " · ".join(str(section[k]) for k in ("source", "name") if section.get(k))
+  keys = ("source", "dir" if section.get("source") == "folder" else "name")
+  origin = origin or " · ".join(str(section[k]) for k in keys if section.get(k))
   classes = data.get("classes") if isinstance(data, dict) else None
   names = [str(name) for name in classes] if isinstance(classes, list) else []
   shown = ", ".join(names[:_MAX_CLASSES]) + (", ..." if len(names) > _MAX_CLASSES else "")
@@ -256,13 +256,16 @@ def _run(facts: Mapping, config: Mapping) -> dict | None:
   if not facts:
     return None
   around = {k: v for k, v in facts.items() if k not in ("config", "command", "versions")}
+  settings = record.flatten(config)
+  if settings.get("data.source") == "folder":
+    settings.pop("data.name", None)  # says nothing there
   devices = around.get("devices")
   if isinstance(devices, list):
     around["devices"] = ", ".join(map(str, devices[:8])) + (" ..." if len(devices) > 8 else "")
   return {
     "command": facts.get("command"),
     # the config is shown as typed on a command line, not rounded
-    "settings": [(k, json.dumps(v, ensure_ascii=False)) for k, v in record.flatten(config).items()],
+    "settings": [(k, json.dumps(v, ensure_ascii=False)) for k, v in settings.items()],
     "around": [(k, curves.number(v)) for k, v in record.flatten(around).items()],
     "versions": list(_table(facts, "versions").items()),
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,18 @@ from gm.workdir.drawn import Place
 REMEDY = "pip install av==18.1.0 writes walks as MP4 too"
 FPS = 25  # frames per second
 _LEAST = 256  # pixels of the longer side
+
+
+def frame_bytes(shape: tuple[int, ...]) -> int:
+  """Bytes that a frame of this shape takes while a film is made: of images as enlarged, of u8.
+
+  >>> frame_bytes((28, 20, 1)), frame_bytes((2,))
+  (56000, 8)
+  """
+  if len(shape) != 3:
+    return 4 * math.prod(shape)
+  scale = max(1, -(-_LEAST // max(shape[:2])))
+  return math.prod(shape) * max(scale**2, 4)  # those drawn are f32
 
 
 def frames(images: np.ndarray) -> np.ndarray:

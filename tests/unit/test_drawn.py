@@ -1,6 +1,7 @@
 """What --mode=sample writes: read back and compared with what was given."""
 
 import io
+import re
 import sys
 
 import numpy as np
@@ -64,6 +65,31 @@ def test_what_is_there_is_not_overwritten_unless_asked(kind, tmp_path):
   write(True)
   assert before.keys() == {*(tmp_path / "o").iterdir()}
   assert all(p.stat().st_mtime_ns > t for p, t in before.items())
+
+
+@pytest.mark.parametrize("kind", ["files", "npz", "grid"])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_drawn(kind, tmp_path):
+  (tmp_path / "file").write_text("")
+  for out in (tmp_path / "file", tmp_path / "file/below", "/proc/nosuch"):
+    to = place(tmp_path, False, out)
+    with pytest.raises(ValueError, match=rf"^--out={out} is no folder that can be written"):
+      {
+        "files": lambda: drawn.Files(to, ["s0"], ["image"]),
+        "npz": lambda: drawn.Arrays(to, "x"),
+        "grid": lambda: drawn.Picture(to, "x", 1, core.Info({})),
+      }[kind]()
+
+
+def test_ranges_are_spelled_without_being_counted():
+  assert drawn.spell(range(2**31)) == "0-2147483647" and drawn.spell(range(5, 6)) == "5"
+  assert drawn.spell([0, 1, 2, 9]) == "0-2,9"
+
+
+def test_pictures_that_were_asked_for_are_known_by_their_names():
+  for name in ("seeds0-35", "seeds5_labels3,7", "walk5,9,13_label3", "truncation0.7_seeds0-9"):
+    assert drawn.NAMED.match(name), name
+  for name in ("", "truncation", "interpolation", "walk", "seeds"):  # a method's own
+    assert not drawn.NAMED.match(name), name
 
 
 def test_arrays_that_came_in_parts_are_one_npz(tmp_path):
@@ -143,3 +169,6 @@ def test_progress_tells_samples_per_second(capsys):
     count.add(4)
   first, last = capsys.readouterr().out.splitlines()
   assert first == "2/6 images" and last.startswith("6/6 images") and last.endswith("images/s")
+  with progress.Count(6, "images") as count:
+    count.add(6)  # all at once
+  assert re.fullmatch(r"6/6 images  [\d,.e+]+ images/s with the start\n", capsys.readouterr().out)

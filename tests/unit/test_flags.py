@@ -246,3 +246,19 @@ def test_leaf_is_the_first_that_the_data_have():
     ValueError, match=r"with image, these have point, label.*--config\.data\.source"
   ):
     flags.leaf(info, "image")
+
+
+@pytest.mark.parametrize("name", ["dcgan", "wgan", "lsgan"])
+def test_a_kernel_is_no_larger_than_the_image(name):
+  for key in {"lsgan": ("g_kernel", "d_kernel")}.get(name, ("kernel",)):
+    assert f"--config.model.{key}=29 " in refusal(
+      config_of(name, **{f"model.{key}": 29}), f"model.{key}"
+    )
+    job.plan(config_of(name, **{f"model.{key}": 28}))
+
+
+@pytest.mark.parametrize("name", ["cgan", "lsgan"])
+def test_a_folder_without_labels_is_named_as_one(name):
+  folder = {"data.source": "folder", "data.channels": 1, "data.image_size": 28}
+  with pytest.raises(ValueError, match=r"folder has none here: set --config.data.num_classes"):
+    job.plan(config_of(name, **folder))

@@ -111,6 +111,12 @@ def test_sizes_that_do_not_halve(size):
     dcgan.sizes(size)
 
 
+def test_an_image_of_the_size_of_the_first_map_is_refused():
+  """There would be no layer between: the discriminator has no map to score."""
+  with pytest.raises(ValueError, match=r"7x7.*image_size or lower --config.model.start"):
+    dcgan.sizes((7, 7), start=7)
+
+
 def test_dcgan_init():
   g = G((32, 32, 3), base=32)
   p = start(g, jnp.zeros((2, 100)))[1]["params"]

@@ -155,6 +155,28 @@ def test_pictures_of_another_mode_have_their_own_player(tmp_path):
   assert slider["max"] == "3" and "train drawn" in page.text
 
 
+def test_pictures_that_were_asked_for_are_not_of_training(tmp_path):
+  make_run(tmp_path)
+  before = report.write(tmp_path).read_text()
+  for name in ("seeds0-3", "truncation0.5_seeds1,7_labels3", "walk1,2"):
+    samples.write_grid(
+      samples.sample_path(tmp_path, "train", 400, name, "png"), np.zeros((4, 8, 8, 1))
+    )
+  assert report.write(tmp_path).read_text() == before
+  name = samples.sample_path(tmp_path, "train", 400, "truncation", "png")
+  samples.write_grid(name, np.zeros((4, 8, 8, 1)))  # a method's own
+  assert report.write(tmp_path).read_text() != before
+
+
+def test_a_folder_is_not_called_by_the_name_of_another_set(tmp_path):
+  data = {"source": "folder", "name": "mnist10k", "dir": "/pictures"}
+  record.write_config(tmp_path, {"method": "dcgan", "data": data})
+  text = Page(report.write(tmp_path).read_text()).text
+  assert "/pictures" in text and "mnist10k" not in text
+  record.write_config(tmp_path, {"method": "dcgan", "data": {**data, "source": "embedded"}})
+  assert "mnist10k" in Page(report.write(tmp_path).read_text()).text
+
+
 def test_generated_data_are_said_to_be(tmp_path):
   config = {"method": "gan", "data": {"source": "points", "name": "ring"}}
   record.write_config(tmp_path, config)

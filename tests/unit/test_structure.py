@@ -33,8 +33,10 @@ ALLOWED = {  # who may import what of gm
   "progress": {"core", "diagnostics"},
   "interrupt": {"progress"},
   "feed": {"core", "job", "sharding"},
+  "asked": {"errors", "progress"},
   "sampling": {
-    *("core", "errors", "inspection", "job", "pictures", "progress", "sharding", "workdir"),
+    *("asked", "core", "errors", "inspection", "job", "pictures", "progress", "sharding"),
+    "workdir",
   },
   "steps": {"core", "errors", "job", "programs", "sharding"},
 }
@@ -132,3 +134,15 @@ def test_no_file_names_a_machine():
   paths = [*FILES, *pathlib.Path(ROOT).glob("*.md"), *(ROOT / "configs").glob("*.py")]
   for path in paths:
     assert not here.search(path.read_text()), path
+
+
+def test_python_in_the_readme_finds_what_it_names():
+  blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+  assert blocks
+  for block in blocks:
+    tree, known = ast.parse(block), {}
+    lines = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(lines, []), "README.md", "exec"), known)
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        assert hasattr(known[node.value.id], node.attr), ast.unparse(node)
