@@ -146,7 +146,8 @@ def layer_tables(job: Job, *, width: int = 140) -> list[str]:
         )
         texts = []
         _trace(lambda *args, **kwargs: texts.append(show(*args, **kwargs)), net.args, net.kwargs)
-        found.append(f"stage {stage.name}: network {net.name}{texts[0]}")
+        head = f"stage {stage.name}: network {net.name}; one forward pass of the examples in inputs"
+        found.append(f"{head}{texts[0]}")
   return found
 
 
