@@ -105,7 +105,7 @@ class Run:
     self.stage, self.config = job.stages[index], job.config
     self.evaluator = evaluation.Evaluator(job, index)
     self.source, self.data = feed.on_device(source, job.mesh)
-    self.state = restore(job, shared.workdir, index)
+    self.state = restore(job, shared.workdir, index, resume=True)
     self.resumed = self.state is not None
     if not self.resumed:
       self.state = steps.initialise(job, index, prev, self.source, shared.shelf)
