@@ -121,13 +121,21 @@ def load(
   """
   with user_input():
     data = _module("gm.data", job.config.data.source, "--config.data.source")
-    return data.load(
+    source = data.load(
       data_config(job.config, job.stages[index]),
       split,
       seed=job.config.seed,
       shuffle=shuffle,
       part=(0, 1) if whole else (jax.process_index(), jax.process_count()),
     )
+  if source.arrays is not None:  # read and checked
+    return source
+
+  def batch(i: int, size: int) -> dict:
+    with user_input():  # files that are read on the way may be damaged
+      return source.batch(i, size)
+
+  return source._replace(batch=batch)
 
 
 def data_config(config: ConfigDict, stage: core.Stage) -> ConfigDict:
@@ -263,9 +271,14 @@ def newest(workdir: str, config: ConfigDict | None = None) -> tuple[Job, int, co
   raise UserError(f"{workdir} holds no checkpoint: train first with --mode=train")
 
 
+PARTS = {"gm.data": {"info", "load"}, "gm.methods": {"stages"}}  # what a file must define
+
+
 def _module(package: str, name: str, flag: str) -> Any:
-  folder = pathlib.Path(__file__).parent / package.removeprefix("gm.")
-  known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
-  if name not in known:
+  file = pathlib.Path(__file__).parent / package.removeprefix("gm.") / f"{name}.py"
+  parts = PARTS[package]
+  fits = lambda path: parts <= {node.name for node in checks.functions(path)}
+  if not str(name).isidentifier() or not file.exists() or not fits(file):
+    known = sorted(path.stem for path in file.parent.glob("*.py") if fits(path))
     raise ValueError(f"{flag}={name!r} is not known; there are {', '.join(known)}")
   return importlib.import_module(f"{package}.{name}")

@@ -165,7 +165,7 @@ def _of_another_config(manager: Any, step: int, like: core.State) -> str:
       stored = _shapes(manager.item_metadata(step)["state"])
   except Exception:  # too damaged to say what it holds
     return ""
-  wanted = _shapes(like)
+  wanted = _shapes(like) if stored else {}
   show = lambda shapes, name: str(shapes.get(name, "absent"))
   return next(
     (
