@@ -314,7 +314,7 @@ def test_parts_are_joined_up_to_a_number():
     ("aae", {"metrics": ("mmd.codes", "probe.linear")}, r"probe\.linear .* hold code, .*latent"),
     (
       "cgan",
-      {"metrics": ("digits.scores",), "data.source": "points", "data.name": "table"},
+      {"metrics": ("digits.scores",), "num_classes": 2},
       r"digits\.scores .* 2 classes: take it out of --config\.metrics",
     ),
   ],
@@ -322,9 +322,9 @@ def test_parts_are_joined_up_to_a_number():
 def test_a_metric_that_has_not_what_it_needs_is_named_before_anything_is_read(
   method, changes, said, monkeypatch, tmp_path
 ):
-  made = prepared(method, **{"metrics": ()})
-  if "data.source" in changes:  # as a set with two classes, of whatever kind
-    made = made._replace(infos=[made.infos[0]._replace(num_classes=2)])
+  made = prepared(method)
+  if "num_classes" in changes:
+    made = made._replace(infos=[made.infos[0]._replace(num_classes=changes["num_classes"])])
   made.config.metrics = changes["metrics"]
   monkeypatch.setattr(loop, "prepare", lambda *given: made)
   with pytest.raises(errors.UserError, match=said):
