@@ -186,56 +186,74 @@ def request(sampling: ModuleType) -> NamedTuple:
   )
 
 
-def main(argv: list[str]) -> None:
+def work() -> None:
   """Calls the part of gm that the mode names."""
-  del argv
   logging.set_verbosity(logging.WARNING)  # jax tells which backends it did not find
   config, workdir = _CONFIG.value, _WORKDIR.value and os.path.abspath(_WORKDIR.value)
   shelf = None
   if _MODE.value == "train" and not _DISTRIBUTED.value:
     shelf = read_ahead(config, workdir)
-  from gm import errors, loop  # after the flags: a mistyped one should not wait for jax
+  from gm import loop  # after the flags: a mistyped one should not wait for jax
 
-  try:
-    if _DISTRIBUTED.value:
-      import jax
+  if _DISTRIBUTED.value:
+    import jax
 
-      jax.distributed.initialize(
-        num_processes=_environment("JAX_NUM_PROCESSES"), process_id=_environment("JAX_PROCESS_ID")
-      )
-    if _MODE.value == "train":
+    jax.distributed.initialize(
+      num_processes=_environment("JAX_NUM_PROCESSES"), process_id=_environment("JAX_PROCESS_ID")
+    )
+  if _MODE.value == "train":
+    try:
       loop.train(config, workdir, shelf)
-    elif _MODE.value == "eval":
-      from gm import evaluation
+    except loop.Stopped as stopped:
+      print(stopped, flush=True)
+      sys.exit(128 + stopped.signum)
+  elif _MODE.value == "eval":
+    from gm import evaluation
 
-      evaluation.run_eval(workdir, config)
-    elif _MODE.value == "sample":
-      from gm import sampling
+    evaluation.run_eval(workdir, config)
+  elif _MODE.value == "sample":
+    from gm import sampling
 
-      for path in sampling.run(workdir, config, request(sampling)):
-        print(path)
-    else:
-      from gm import inspection
+    for path in sampling.run(workdir, config, request(sampling)):
+      print(path)
+  else:
+    from gm import inspection
 
-      inspection.run(config, json_line=_JSON.value, layers=_LAYERS.value)
-  except errors.UserError as error:
-    if _TRACEBACK.value:
-      raise
-    fail(error)
-  except loop.Stopped as stopped:
-    print(stopped, flush=True)
-    sys.exit(128 + stopped.signum)
-  except FloatingPointError as error:
-    fail(error, 1)
-  except RuntimeError as error:
-    if _TRACEBACK.value or "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    fail(
-      f"out of memory ({str(error).splitlines()[0]}): lower --config.batch_size, raise"
+    inspection.run(config, json_line=_JSON.value, layers=_LAYERS.value)
+
+
+def verdict(error: Exception) -> tuple[str, int]:
+  """The line that is said of an error, and the exit status: 2 where the input is wrong."""
+  text = str(error)
+  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    return (
+      f"out of memory ({(text.splitlines() or [''])[0]}): lower --config.batch_size, raise"
       " --config.accumulate, or lower the sizes in --config.model",
       1,
     )
+  from gm import errors
+
+  if isinstance(error, errors.UserError):
+    return text, 2
+  if isinstance(error, FloatingPointError):
+    return text, 1
+  return f"{type(error).__name__}: {text[:1000]} (--traceback shows where)", 1
+
+
+def main(argv: list[str]) -> None:
+  """Does what the flags say; every error ends in one line, unless --traceback is given."""
+  del argv
+  try:
+    work()
+  except Exception as error:
+    if _TRACEBACK.value:
+      raise
+    fail(*verdict(error))
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse)
+  try:
+    app.run(main, flags_parser=parse)
+  except KeyboardInterrupt:  # before or after training, which saves its state first
+    print("interrupted", file=sys.stderr, flush=True)
+    sys.exit(130)

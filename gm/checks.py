@@ -5,10 +5,10 @@ Keys of `model` are checked by the method that reads them, those of a set by its
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import pathlib
-import re
 from typing import Any
 
 import jax
@@ -87,22 +87,34 @@ def _best(config: ConfigDict) -> None:
 
 
 def metric(name: Any) -> None:
-  """Checks that a name of config.metrics is that of a function in gm/metrics; imports nothing.
+  """Checks that a name of config.metrics is that of a metric in gm/metrics; imports nothing.
+
+  A metric is a public function whose first parameters are fake and real.
 
   Raises:
     ValueError: if it is not.
 
   >>> metric("mmd.codes")
   """
-  files = sorted((pathlib.Path(__file__).parent / "metrics").glob("[!_]*.py"))
-  module, _, function = str(name).partition(".")
-  for file in files:
-    if file.stem == module and re.search(rf"^def {re.escape(function)}\(", file.read_text(), re.M):
-      return
-  raise ValueError(
-    f"--config.metrics names {name!r}; it takes 'file.function' of gm/metrics, with the files"
-    f" {', '.join(file.stem for file in files)}, or () for none"
-  )
+  folder, module = pathlib.Path(__file__).parent / "metrics", str(name).partition(".")[0]
+  files = sorted(folder.glob("[!_]*.py"))
+  metrics = lambda file: [
+    f"{file.stem}.{f.name}"
+    for f in functions(file)
+    if not f.name.startswith("_") and [a.arg for a in f.args.args[:2]] == ["fake", "real"]
+  ]
+  if not any(name in metrics(file) for file in files if file.stem == module):
+    known = [found for file in files for found in metrics(file)]
+    raise ValueError(
+      f"--config.metrics names {name!r}; it takes functions of gm/metrics, {', '.join(known)}, or"
+      " () for none"
+    )
+
+
+def functions(file: pathlib.Path) -> list[ast.FunctionDef]:
+  """The functions that a file defines at its top, read without importing it."""
+  tree = ast.parse(file.read_text(encoding="utf-8"))
+  return [node for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
 def memory(mesh: jax.sharding.Mesh, stage: core.Stage, state: core.State, batch: dict) -> None:

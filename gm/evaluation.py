@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import math
-import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gm import core, sharding
-from gm.errors import UserError, user_input
+from gm import checks, core, sharding
+from gm.errors import user_input
 from gm.job import Job, data_changes, load, newest, origin
 from gm.progress import say
-from gm.workdir import plots, record, samples
+from gm.workdir import plots, record, report, samples
 
 NUM_TILES = 64  # examples in a picture of fixed noise
 NUM_POINTS = 2_500  # examples in a plot of points or rows
@@ -66,7 +66,8 @@ class Evaluator:
       num = self.job.config.num_eval_samples
       real, fake = self.real(num), self.draw(state, num)
       for metric in self.metrics.values():
-        found |= metric(fake, real, self.info)
+        with user_input():
+          found |= metric(fake, real, self.info)
     return {k: float(v) for k, v in found.items()}
 
   def real(self, num: int) -> dict[str, np.ndarray]:
@@ -213,17 +214,58 @@ def find_metric(name: str) -> Callable:
   Raises:
     UserError: if there is none.
   """
-  module, _, function = name.partition(".")
-  folder = pathlib.Path(__file__).parent / "metrics"
-  known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
-  if module in known:
-    found = getattr(importlib.import_module(f"gm.metrics.{module}"), function, None)
-    if found is not None:
-      return found
-  raise UserError(
-    f"--config.metrics names {name!r}; it takes 'file.function' of gm/metrics, with the files"
-    f" {', '.join(known)}"
-  )
+  with user_input():
+    checks.metric(name)
+    module, _, function = name.partition(".")
+    return getattr(importlib.import_module(f"gm.metrics.{module}"), function)
+
+
+class _Read(Exception):
+  """A metric has found what it looked for, and begins to work."""
+
+
+class _Named(Mapping):
+  """A batch of which there are only the names."""
+
+  def __init__(self, names: Iterable[str]):
+    self.names = dict.fromkeys(names)
+
+  def __getitem__(self, name):
+    if name in self.names:
+      raise _Read
+    raise KeyError(f"there is no {name!r}, only {', '.join(self.names)}")
+
+  def __contains__(self, name):
+    return name in self.names
+
+  def __iter__(self):
+    return iter(self.names)
+
+  def __len__(self):
+    return len(self.names)
+
+
+def try_metrics(job: Job) -> None:
+  """Asks every metric of the config whether it can be taken of these data and samples.
+
+  Metrics look for what they need before they work, so they are given names without arrays. What a
+  stage samples is traced only where the names of its data are not enough.
+
+  Raises:
+    UserError: what the metric says.
+  """
+  stages = range(len(job.stages)) if job.config.eval_every else [len(job.stages) - 1]
+  for name, i in itertools.product(job.config.metrics, stages):
+    metric, info = find_metric(name), job.infos[i]
+    real = _Named(info.shape)
+    try:
+      with contextlib.suppress(_Read):
+        metric(real, real, info)
+    except (ValueError, KeyError):
+      batch = core.batch_shapes(info, job.sizes[i])
+      made = jax.eval_shape(job.stages[i].sample, job.templates[i], batch, job.keys[i]["sample"])
+      with user_input(), contextlib.suppress(_Read):
+        metric(_Named(made), real, info)
 
 
 def from_workdir(workdir: str, config: ConfigDict | None) -> tuple[Evaluator, core.State]:
@@ -241,9 +283,25 @@ def from_workdir(workdir: str, config: ConfigDict | None) -> tuple[Evaluator, co
 
 
 def run_eval(workdir: str, config: ConfigDict | None) -> dict[str, float]:
-  """`--mode=eval`: evaluates the newest checkpoint of a workdir and writes eval.json."""
+  """`--mode=eval`: evaluates the newest checkpoint, writes eval.json and the report anew."""
   evaluator, state = from_workdir(workdir, config)
   changed = data_changes(workdir, evaluator.source)
   if changed:
     say(f"note: these are not the data that were trained on ({'; '.join(changed)})")
-  return evaluator.finish(workdir, state)
+  try_metrics(evaluator.job)
+  metrics = evaluator.finish(workdir, state)
+  say(f"{evaluator.stage.name} {int(state.step)}  {spell(metrics)}")
+  if jax.process_index() == 0:
+    with user_input():
+      report.write(workdir)
+  say(f"done: {workdir}/eval.json, {workdir}/report.html")
+  return metrics
+
+
+def spell(metrics: dict[str, float]) -> str:
+  """Metrics in a line.
+
+  >>> spell({"mse": 0.25, "kl": 1.0})
+  'mse 0.25  kl 1'
+  """
+  return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -15,6 +15,7 @@ from jax.interpreters import partial_eval
 from ml_collections import ConfigDict
 
 from gm import core
+from gm.errors import user_input
 from gm.job import Job, prepare
 from gm.nn import conv
 
@@ -29,11 +30,14 @@ def run(config: ConfigDict, *, json_line: bool = False, layers: bool = False) ->
   """
   with conv.form("plain"):  # traced sooner, and of the same shapes
     job = prepare(config, on_paper=True)
-    facts = describe(job)
+    with user_input():  # what does not fit may show where a step is traced
+      facts = describe(job)
   for line in table(facts):
     print(line)
   if layers:
-    for text in layer_tables(job):
+    with user_input():
+      texts = layer_tables(job)
+    for text in texts:
       print(text)
   if json_line:
     print(json.dumps(facts))

@@ -19,6 +19,14 @@ FREE_KEYS = frozenset(
   {"num_steps", "steps_per_call", "log_every", "sample_every", "eval_every", "checkpoint_every"}
   | {"keep_checkpoints", "metrics", "num_eval_samples", "reference_split", "best_metric"}
 )
+# Keys that may differ too where a run is only read: of devices, places, evaluation and samples.
+READ_KEYS = FREE_KEYS | {"num_devices", "cpu_devices", "batch_size", "accumulate", "init_from"}
+READ_KEYS |= {"data.dir", "data.memory_mb"}
+READ_KEYS |= {
+  f"model.{key}"
+  for key in ("truncation", "psi", "sample_label", "bn_mode", "probe", "eval_k", "eval_chunk")
+}
+READ_KEYS |= {"model.standing_every", "model.standing_passes"}
 
 
 class Job(NamedTuple):
@@ -113,13 +121,21 @@ def load(
   """
   with user_input():
     data = _module("gm.data", job.config.data.source, "--config.data.source")
-    return data.load(
+    source = data.load(
       data_config(job.config, job.stages[index]),
       split,
       seed=job.config.seed,
       shuffle=shuffle,
       part=(0, 1) if whole else (jax.process_index(), jax.process_count()),
     )
+  if source.arrays is not None:  # read and checked
+    return source
+
+  def batch(i: int, size: int) -> dict:
+    with user_input():  # files that are read on the way may be damaged
+      return source.batch(i, size)
+
+  return source._replace(batch=batch)
 
 
 def data_config(config: ConfigDict, stage: core.Stage) -> ConfigDict:
@@ -138,17 +154,7 @@ def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
   with user_input():
     os.makedirs(workdir, exist_ok=True)
     config = _absolute(job.config.to_dict())
-    try:
-      old = _absolute(record.read_config(workdir)["config"])
-    except FileNotFoundError:
-      old = config
-    fixed = lambda c: {k: v for k, v in c.items() if k not in FREE_KEYS}
-    differs = record.diff(fixed(old), fixed(config))
-    if differs:
-      raise ValueError(
-        f"{workdir} belongs to a run with another config ({'; '.join(differs)}): give another"
-        " --workdir, or the config that it was made with"
-      )
+    _compare(workdir, config, FREE_KEYS)
     changed = data_changes(workdir, source)
     if changed:
       raise ValueError(
@@ -166,6 +172,21 @@ def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
       data["set"] = source.origin
     facts = {"data": data, "stages": {stage.name: stage.num_steps for stage in job.stages}}
     record.write_config(workdir, config, facts)
+
+
+def _compare(workdir: str, config: dict, free: frozenset) -> None:
+  """Raises ValueError if a workdir is of a config that differs in more than the keys `free`."""
+  try:
+    old = _absolute(record.read_config(workdir)["config"])
+  except FileNotFoundError:
+    return
+  fixed = lambda c: {k: v for k, v in record.flatten(c).items() if k not in free}
+  differs = record.diff(fixed(old), fixed(config))
+  if differs:
+    raise ValueError(
+      f"{workdir} belongs to a run with another config ({'; '.join(differs)}): give another"
+      " --workdir, or the config that it was made with"
+    )
 
 
 def origin(job: Job, source: core.Source) -> str:
@@ -206,16 +227,25 @@ def _absolute(config: dict) -> dict:
   return {**whole(config, "init_from"), "data": whole(config.get("data", {}), "dir")}
 
 
-def restore(job: Job, workdir: str, index: int) -> core.State | None:
-  """Returns the newest good state of a stage, or None where there is none."""
+def restore(job: Job, workdir: str, index: int, *, resume: bool = False) -> core.State | None:
+  """Returns the newest good state of a stage, or None where there is none.
+
+  Args:
+    job: the run.
+    workdir: of the run.
+    index: of the stage.
+    resume: training goes on from there, so damaged checkpoints are deleted; else nothing in the
+      workdir changes.
+  """
   folder = checkpoint.stage_dir(workdir, index, job.stages[index].name)
   if not checkpoint.has_steps(folder):
     return None
   with user_input():
-    manager = checkpoint.open_manager(folder)
-    state = checkpoint.restore(manager, job.templates[index])
-    manager.close()
-  return state
+    manager = checkpoint.open_manager(folder, read_only=not resume)
+    try:
+      return checkpoint.restore(manager, job.templates[index], resume=resume)
+    finally:
+      manager.close()
 
 
 def newest(workdir: str, config: ConfigDict | None = None) -> tuple[Job, int, core.State]:
@@ -226,11 +256,13 @@ def newest(workdir: str, config: ConfigDict | None = None) -> tuple[Job, int, co
     config: None to take it from the workdir.
 
   Raises:
-    UserError: if the folder holds no run, or none of its checkpoints can be read.
+    UserError: if the folder holds no run or one of another config (READ_KEYS may differ), or none
+      of its checkpoints can be read.
   """
-  if config is None:
-    with user_input():
+  with user_input():
+    if config is None:
       config = ConfigDict(record.read_config(workdir)["config"])
+    _compare(workdir, _absolute(config.to_dict()), READ_KEYS)
   job = prepare(config)
   for index in reversed(range(len(job.stages))):
     state = restore(job, workdir, index)
@@ -239,9 +271,14 @@ def newest(workdir: str, config: ConfigDict | None = None) -> tuple[Job, int, co
   raise UserError(f"{workdir} holds no checkpoint: train first with --mode=train")
 
 
+PARTS = {"gm.data": {"info", "load"}, "gm.methods": {"stages"}}  # what a file must define
+
+
 def _module(package: str, name: str, flag: str) -> Any:
-  folder = pathlib.Path(__file__).parent / package.removeprefix("gm.")
-  known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
-  if name not in known:
+  file = pathlib.Path(__file__).parent / package.removeprefix("gm.") / f"{name}.py"
+  parts = PARTS[package]
+  fits = lambda path: parts <= {node.name for node in checks.functions(path)}
+  if not str(name).isidentifier() or not file.exists() or not fits(file):
+    known = sorted(path.stem for path in file.parent.glob("*.py") if fits(path))
     raise ValueError(f"{flag}={name!r} is not known; there are {', '.join(known)}")
   return importlib.import_module(f"{package}.{name}")

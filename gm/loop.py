@@ -55,6 +55,7 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
     FloatingPointError: where a metric is not finite; the last checkpoint before it stays.
   """
   job = prepare(config, shelf)
+  evaluation.try_metrics(job)
   start, state = initial_state(job)
   source = load(job, start, "train")
   desk = workdir if jax.process_index() == 0 else tempfile.mkdtemp()
@@ -68,7 +69,7 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
         run = Run(shared, index, state, source if index == start else load(job, index, "train"))
         state = run.train()
     metrics = run.evaluator.finish(desk, state)
-    say("  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    say(evaluation.spell(metrics))
     last = {"stage": job.stages[-1].name, "step": int(state.step), **metrics}
     for alarm in diagnostics.alarms([last]):
       say(f"ALARM {alarm.name} at the end: {alarm.message}")
@@ -105,7 +106,7 @@ class Run:
     self.stage, self.config = job.stages[index], job.config
     self.evaluator = evaluation.Evaluator(job, index)
     self.source, self.data = feed.on_device(source, job.mesh)
-    self.state = restore(job, shared.workdir, index)
+    self.state = restore(job, shared.workdir, index, resume=True)
     self.resumed = self.state is not None
     if not self.resumed:
       self.state = steps.initialise(job, index, prev, self.source, shared.shelf)
@@ -175,7 +176,8 @@ class Run:
     found = None
     last = self.step == self.stage.num_steps and self.index == len(self.job.stages) - 1
     if self.config.eval_every and due["eval"] and not (stop or last):  # the last: by train()
-      found = self.evaluator.evaluate(self.state)
+      with self.saver.rescuing(self.state):
+        found = self.evaluator.evaluate(self.state)
       self.shared.log.write(self.stage.name, self.step, seconds, 0.0, found)
       self.bar.log(self.step, None, found)
     if due["checkpoint"] or (found and self.config.best_metric):

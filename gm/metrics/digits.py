@@ -42,7 +42,7 @@ def scores(
   Args:
     fake: "image" [N, H, W, C] in [-1, 1], and "label" [N] where a digit was asked for.
     real: "image" [M, H, W, C].
-    info: not used.
+    info: facts of the data: they have ten classes, or none that are known.
 
   Returns:
     frechet: `frechet.feature_distance` of all N samples from all M real images.
@@ -57,8 +57,13 @@ def scores(
     label_agreement: share of samples predicted to be the digit asked for, if there is "label".
 
   Raises:
-    ValueError: if there are no images, or fewer than 4 of either.
+    ValueError: if there are no images, fewer than 4 of either, or another number of classes.
   """
+  if info.num_classes not in (0, NUM_CLASSES):
+    raise ValueError(
+      f"digits.scores is of digits, these data have {info.num_classes} classes: take it out of"
+      " --config.metrics, or use data of ten digits"
+    )
   probs, features = classify(_images(fake, "samples"))
   real_probs, real_features = classify(_images(real, "real data"))
   size = min(len(features), len(real_features)) // 2

@@ -36,18 +36,25 @@ def has_steps(folder: pathlib.Path) -> bool:
   return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
 
 
-def open_manager(folder: pathlib.Path, *, keep: int = 3, best: str = "") -> Any:
+def open_manager(
+  folder: pathlib.Path, *, keep: int = 3, best: str = "", read_only: bool = False
+) -> Any:
   """Returns the manager of one stage's checkpoints.
 
   Args:
     folder: from `stage_dir`.
     keep: number of latest checkpoints that stay.
     best: "-name" or "+name": the checkpoint with the least or the greatest metric `name` stays too.
+    read_only: change nothing in the folder; a run that is still going may be read.
   """
   import orbax.checkpoint as ocp  # imported late: half a second that the first step need not wait
   from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
   logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it opens
+  if read_only:
+    return ocp.CheckpointManager(
+      folder, options=ocp.CheckpointManagerOptions(read_only=True, create=False)
+    )
   rules = [policy.LatestN(keep)]
   if best:
     name = best.lstrip("+-")
@@ -82,19 +89,23 @@ def save(manager: Any, state: core.State, metrics: dict | None = None) -> None:
   )
 
 
-def restore(manager: Any, like: core.State, step: int | None = None) -> core.State | None:
+def restore(
+  manager: Any, like: core.State, step: int | None = None, *, resume: bool = False
+) -> core.State | None:
   """Returns the newest checkpoint that reads back as it was written, or None.
 
-  Unreadable and altered checkpoints are skipped with a warning, and deleted once an older one has
-  been read, so that training can write their steps again.
+  Unreadable and altered checkpoints are skipped with a warning of one line.
 
   Args:
     manager: from `open_manager`.
     like: the state's shapes, with shardings.
     step: only this step.
+    resume: training goes on from what is returned: checkpoints that were skipped are deleted, so
+      that their steps can be written again.
 
   Raises:
-    ValueError: if there are checkpoints but none can be read.
+    ValueError: if there are checkpoints but none can be read, or if they hold a state of another
+      structure.
   """
   import orbax.checkpoint as ocp
 
@@ -102,20 +113,27 @@ def restore(manager: Any, like: core.State, step: int | None = None) -> core.Sta
   damaged = []
   for candidate in steps:
     try:
-      found = manager.restore(
-        candidate,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
-        ),
-      )
+      with _quiet():
+        found = manager.restore(
+          candidate,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
+          ),
+        )
       if found.record["crc32"] != _checksums(found.state):
         raise ValueError("its contents do not match their checksums")
     except Exception as error:  # orbax, tensorstore and zarr each raise their own kinds
-      reason = str(error).split("\n")[0][:200]
+      differs = _of_another_config(manager, candidate, like)
+      if differs:
+        raise ValueError(
+          f"the checkpoints in {manager.directory} were made with another config ({differs}): give"
+          " the config of that run, or another --workdir"
+        ) from error
+      reason = " ".join(str(error).split())[:200]
       logging.warning("checkpoint %s/%d skipped: %s", manager.directory, candidate, reason)
       damaged.append(candidate)
       continue
-    for d in damaged:
+    for d in damaged if resume else ():
       manager.delete(d)
     return found.state
   if damaged:
@@ -124,6 +142,52 @@ def restore(manager: Any, like: core.State, step: int | None = None) -> core.Sta
       " give another --workdir"
     )
   return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Without the tracebacks that orbax and asyncio log of a checkpoint that cannot be read."""
+  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+  levels = [logger.level for logger in loggers]
+  for logger in loggers:
+    logger.setLevel(logging.CRITICAL + 1)
+  try:
+    yield
+  finally:
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)
+
+
+def _of_another_config(manager: Any, step: int, like: core.State) -> str:
+  """The first array of a checkpoint that has no place or another shape; "" where all fit."""
+  try:
+    with _quiet():
+      stored = _shapes(manager.item_metadata(step)["state"])
+  except Exception:  # too damaged to say what it holds
+    return ""
+  wanted = _shapes(like) if stored else {}
+  show = lambda shapes, name: str(shapes.get(name, "absent"))
+  return next(
+    (
+      f"{name}: {show(stored, name)} in the checkpoint, {show(wanted, name)} now"
+      for name in sorted({*stored, *wanted})
+      if stored.get(name) != wanted.get(name)
+    ),
+    "",
+  )
+
+
+def _shapes(tree: Any) -> dict[str, tuple]:
+  """Shapes of the arrays of a tree by their paths, however its containers are stored."""
+  name = lambda part: str(
+    next(getattr(part, k) for k in ("name", "key", "idx") if hasattr(part, k))
+  )
+  return {
+    "/".join(map(name, path)): tuple(x.shape)
+    for path, x in jax.tree_util.tree_leaves_with_path(
+      tree, is_leaf=lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
+    )
+  }
 
 
 def _checksums(state: core.State) -> list[int]:

@@ -15,6 +15,8 @@ from typing import Any
 
 from gm.workdir import files
 
+SECTIONS = ("data", "model")  # tables inside of every config
+
 
 def _version(package: str) -> str:
   """Of an installed package; of gm itself from pyproject.toml where it runs from its repository."""
@@ -56,7 +58,7 @@ def write_config(workdir: str | Path, config: Mapping, facts: Mapping | None = N
   }
   started = {"started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
   try:
-    old = {k: v for k, v in read_config(workdir).items() if k not in fresh}
+    old = {k: v for k, v in files.read_json(path, "").items() if k not in fresh}
   except (OSError, ValueError):
     old = {}
   record = {**fresh, **started, **old, **(facts or {})}
@@ -68,10 +70,20 @@ def read_config(workdir: str | Path) -> dict:
 
   Raises:
     FileNotFoundError: if the folder holds no run.
-    ValueError: if the file is not valid JSON.
+    ValueError: if the file is not valid JSON, or holds no config.
   """
   remedy = "give the --workdir of a run, or train first with --mode=train"
-  return files.read_json(Path(workdir) / "config.json", remedy)
+  path = Path(workdir) / "config.json"
+  facts = files.read_json(path, remedy)
+  config = facts.get("config")
+  for name, table in (("config", config), *((f"config.{k}", _entry(config, k)) for k in SECTIONS)):
+    if not isinstance(table, dict):
+      raise ValueError(f"{path} has no table {name!r}; {remedy}")
+  return facts
+
+
+def _entry(table: Any, key: str) -> Any:
+  return table.get(key) if isinstance(table, dict) else None
 
 
 def diff(old: Mapping, new: Mapping) -> list[str]:

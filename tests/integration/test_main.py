@@ -276,29 +276,59 @@ def test_what_is_mistyped_ends_in_one_line():
     assert rest == ["2 False"], (flags, answer)
 
 
-NO_MEMORY = """
+FAILING = """
 import runpy, sys, types
 import gm
 for name in ("errors", "programs", "sharding", "loop"):
-  module = sys.modules[f"gm.{name}"] = types.ModuleType(name)
+  module = sys.modules["gm." + name] = types.ModuleType(name)
   setattr(gm, name, module)
 def fail(*args):
-  raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nAnd so on.")
-gm.sharding.start = lambda *args: None
-gm.programs.Shelf = lambda *args: types.SimpleNamespace(read_ahead=lambda workdir: None)
-gm.errors.UserError, gm.loop.Stopped, gm.loop.train = KeyError, OSError, fail
-sys.argv = ["main.py", "--config=configs/gan.py:test", "--workdir=x"]
+  raise {error}
+def nothing(*args):
+  return types.SimpleNamespace(read_ahead=nothing)
+gm.sharding.start, gm.programs.Shelf, gm.loop.train = nothing, nothing, nothing
+gm.errors.UserError, gm.loop.Stopped = type("UserError", (Exception,), {{}}), OSError
+{where} = fail
+sys.argv = ["main.py", "--config=configs/gan.py:test", "--workdir=x", *{flags}]
 runpy.run_path("main.py", run_name="__main__")
 """
+NO_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nAnd so on."
+SAID = {
+  f"RuntimeError('{NO_MEMORY}')": (
+    1,
+    r"error: out of memory \(.* 9 bytes\.\): lower --config\.b.*",
+  ),
+  f"gm.errors.UserError('{NO_MEMORY}')": (1, r"error: out of memory .*9 bytes.*model"),
+  "MemoryError()": (1, r"error: out of memory .*"),
+  "gm.errors.UserError('a\\nb')": (2, "error: a b"),
+  "FloatingPointError('nan at 3')": (1, "error: nan at 3"),
+  "IndexError('of\\nrange')": (1, r"error: IndexError: of range \(--traceback shows where\)"),
+  "KeyboardInterrupt": (130, "interrupted"),
+}
 
 
-def test_no_memory_says_what_to_lower():
-  process = subprocess.run(
-    [sys.executable, "-c", NO_MEMORY], cwd=ROOT, capture_output=True, text=True
-  )
-  assert process.returncode == 1, process.stderr
+def failing(error, where="gm.loop.train", flags=()):
+  code = FAILING.format(error=error, where=where, flags=list(flags))
+  return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("error", SAID)
+def test_whatever_goes_wrong_ends_in_one_line(error):
+  process, (status, said) = failing(error), SAID[error]
+  assert process.returncode == status, process.stderr
   (line,) = process.stderr.splitlines()
-  assert re.match(r"error: out of memory \(.* 9 bytes\.\): lower --config\.batch_size", line)
+  assert re.fullmatch(said, line)
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "IndexError('7')"])
+def test_so_does_what_goes_wrong_before_training(error):
+  process = failing(error, "gm.programs.Shelf")
+  assert process.returncode == SAID.get(error, (1,))[0] and process.stderr.count("\n") == 1
+
+
+def test_a_traceback_is_a_flag_away():
+  process = failing("IndexError('7')", flags=["--traceback"])
+  assert process.returncode == 1 and "in fail" in process.stderr
 
 
 BAD = {

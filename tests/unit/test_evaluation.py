@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm import core, evaluation, job
+from gm import core, errors, evaluation, job, loop
 from gm.data import folder as images_of
 from gm.data import memory
-from gm.metrics import frechet
+from gm.metrics import digits, frechet
 
 
 def prepared(method, variant="test", **changes):
@@ -300,3 +301,69 @@ def test_parts_are_joined_up_to_a_number():
   found = evaluation.join(iter(parts), 7)
   np.testing.assert_array_equal(found["x"], x[:7])
   np.testing.assert_array_equal(found["y"], x[:7, 1])
+
+
+# ------------------------------------------------------------------------------ what a user is told
+
+
+@pytest.mark.parametrize(
+  ("method", "changes", "said"),
+  [
+    ("gan", {"metrics": ("mmd.codes",)}, r"mmd\.codes takes .* hold image: .*--config\.metrics"),
+    ("gan", {"metrics": ("coverage.modes",)}, r"coverage\.modes needs data with known modes"),
+    ("aae", {"metrics": ("mmd.codes", "probe.linear")}, r"probe\.linear .* hold code, .*latent"),
+    (
+      "cgan",
+      {"metrics": ("digits.scores",), "num_classes": 2},
+      r"digits\.scores .* 2 classes: take it out of --config\.metrics",
+    ),
+  ],
+)
+def test_a_metric_that_has_not_what_it_needs_is_named_before_anything_is_read(
+  method, changes, said, monkeypatch, tmp_path
+):
+  made = prepared(method)
+  if "num_classes" in changes:
+    made = made._replace(infos=[made.infos[0]._replace(num_classes=changes["num_classes"])])
+  made.config.metrics = changes["metrics"]
+  monkeypatch.setattr(loop, "prepare", lambda *given: made)
+  with pytest.raises(errors.UserError, match=said):
+    loop.train(made.config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+def test_metrics_that_fit_are_asked_and_run_nothing(monkeypatch):
+  made = prepared("aae")
+  made.config.metrics = ("mmd.codes", "digits.scores")
+  monkeypatch.setattr(digits, "classify", None)
+  evaluation.try_metrics(made)
+
+
+def test_an_error_of_a_metric_is_one_line(monkeypatch):
+  evaluator = evaluator_of(monkeypatch, stage={**drawing("image")}, num=16)
+
+  def fails(fake, real, info):
+    raise ValueError("4 at least: raise\n--config.num_eval_samples")
+
+  evaluator.metrics, evaluator.real = {"fails": fails}, lambda num: {}
+  with pytest.raises(errors.UserError, match=r"^4 at least: raise --config\.num_eval_samples$"):
+    evaluator.evaluate(STATE)
+
+
+def test_a_damaged_image_of_a_streamed_set_is_one_line(tmp_path):
+  data = write_images(tmp_path, 10, 2, np.arange)
+  for path in sorted(tmp_path.glob("train/*.png"))[1:]:  # the first tells what the set is like
+    path.write_bytes(path.read_bytes()[:40])
+  source = job.load(prepared("gan", **data, **{"data.memory_mb": 0}), 0, "train")
+  with pytest.raises(errors.UserError, match=r"\.png: not readable as an image"):
+    source.batch(0, 8)
+
+
+def test_eval_mode_prints_what_it_found_and_writes_the_page_again(monkeypatch, tmp_path, capsys):
+  evaluator = evaluator_of(monkeypatch, stage={"evaluate": numbers, "conclude": conclude}, num=4)
+  monkeypatch.setattr(evaluation, "from_workdir", lambda *given: (evaluator, STATE))
+  evaluation.run_eval(str(tmp_path), None)
+  out = capsys.readouterr().out
+  assert re.search(r"^train 0 .*mean 1\.5 .*square 3\.5", out)
+  assert f"{tmp_path}/eval.json" in out and (tmp_path / "eval.json").exists()
+  assert "3.5" in (tmp_path / "report.html").read_text()

@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from gm import core, inspection, job
+from gm import core, errors, inspection, job
 
 
 def prepared(name, **model):
@@ -53,3 +53,14 @@ def test_a_table_has_name_shape_parameters_and_operations_of_every_layer():
 def test_networks_that_fit_no_memory_have_their_tables():
   g, _ = inspection.layer_tables(prepared("gan", g_widths=(1_000_000, 1_000_000)))  # 4 TB
   assert "float32[1000000,1000000]" in g
+
+
+@pytest.mark.parametrize("part", ["describe", "layer_tables"])
+def test_what_does_not_fit_is_one_line_wherever_it_is_found(part, monkeypatch):
+  def fails(job):
+    raise ValueError("4 does not fit 3:\nchange --config.model.z_dim")
+
+  monkeypatch.setattr(inspection, part, fails)
+  config = importlib.import_module("configs.gan").get_config("test")
+  with pytest.raises(errors.UserError, match=r"^4 does not fit 3: change --config\.model\.z_dim$"):
+    inspection.run(config, layers=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gm import core, errors, feed, job, loop, steps
-from gm.workdir import checkpoint
+from gm.workdir import checkpoint, record
 
 
 def config_of(**changes):
@@ -53,14 +53,64 @@ def test_the_last_few_checkpoints_and_the_best_stay(tmp_path):
     manager.close()
 
 
-def test_damaged_checkpoints_are_skipped_and_removed(tmp_path, caplog):
-  manager = saved(tmp_path, [(1, None), (2, None), (3, None)])
+def tree_of(folder):
+  return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*"))
+
+
+def test_damaged_checkpoints_are_skipped_and_removed_by_training_alone(tmp_path, caplog, capfd):
+  saved(tmp_path, [(1, None), (2, None), (3, None)]).close()
   damage(tmp_path / "3")
-  state = checkpoint.restore(manager, like())
-  assert int(state.step) == 2 and "3 skipped" in caplog.text
+  (tmp_path / "4.orbax-checkpoint-tmp").mkdir()  # of a run that is still going
+  before = tree_of(tmp_path)
+  manager = checkpoint.open_manager(tmp_path, read_only=True)
+  assert int(checkpoint.restore(manager, like()).step) == 2
+  manager.close()
+  assert tree_of(tmp_path) == before
+  (record,) = caplog.records  # one line, no traceback of a library
+  assert "3 skipped" in record.getMessage() and "\n" not in record.getMessage()
+  assert "Traceback" not in capfd.readouterr().err
+  manager = checkpoint.open_manager(tmp_path)
+  state = checkpoint.restore(manager, like(), resume=True)
   np.testing.assert_array_equal(state.params["g"], np.arange(1000.0) * 2)
   assert sorted(manager.all_steps()) == [1, 2]
   manager.close()
+
+
+def test_a_checkpoint_of_another_structure_is_one_of_another_config(tmp_path):
+  saved(tmp_path, [(1, None)]).close()
+  before = tree_of(tmp_path)
+  wide = like().replace(params={"g": jax.ShapeDtypeStruct((7,), jnp.float32)})
+  more = like().replace(params={**like().params, "d": like().params["g"]})
+  for other, name in ((wide, r"params/g: \(1000,\)"), (more, "params/d: absent")):
+    manager = checkpoint.open_manager(tmp_path, read_only=True)
+    with pytest.raises(ValueError, match=rf"made with another config \({name} in the check"):
+      checkpoint.restore(manager, other, resume=True)
+    manager.close()
+  assert tree_of(tmp_path) == before
+
+
+def test_a_run_is_read_by_its_own_config_and_left_as_it_is(tmp_path):
+  """Reading modes: with what is free to differ, with another recipe, with a damaged checkpoint."""
+  made = job.prepare(config_of())
+  facts = {"data": {}, "stages": {}}
+  record.write_config(tmp_path, made.config.to_dict(), facts)
+  folder = checkpoint.stage_dir(str(tmp_path), 0, made.stages[0].name)
+  rng = np.random.default_rng(0)
+  numbers = lambda s: jax.device_put(rng.standard_normal(s.shape).astype(s.dtype), s.sharding)
+  state = jax.tree.map(numbers, made.templates[0])
+  manager = checkpoint.open_manager(folder)
+  for step in (1, 2):
+    checkpoint.save(manager, state.replace(step=jnp.array(step, jnp.int32)))
+  manager.close()
+  damage(folder / "2")
+  before = tree_of(tmp_path)
+  free = config_of(batch_size=4, num_eval_samples=8, cpu_devices=2)
+  for config in (None, free):
+    assert int(job.newest(str(tmp_path), config)[2].step) == 1
+  for key, other in (("lr", config_of(lr=0.25)), ("model.z_dim", config_of(**{"model.z_dim": 3}))):
+    with pytest.raises(errors.UserError, match=rf"another config \({key}: "):
+      job.newest(str(tmp_path), other)
+  assert tree_of(tmp_path) == before
 
 
 def test_nothing_readable_is_an_error_and_nothing_there_is_none(tmp_path):

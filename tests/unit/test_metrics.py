@@ -439,6 +439,8 @@ def test_digit_errors():
     digits.classify(np.zeros((2, 28, 28, 2)))
   with pytest.raises(ValueError, match="not finite"):
     digits.scores({"image": x * np.nan}, {"image": x}, INFO)
+  with pytest.raises(ValueError, match=r"of digits, these data have 3 classes.*--config\.metrics"):
+    digits.scores({"image": x}, {"image": x}, INFO._replace(num_classes=3))
 
 
 def test_export_refuses_what_is_no_run_of_the_classifier(tmp_path, monkeypatch, capsys):

@@ -220,6 +220,7 @@ def test_workdir_below_a_file_is_one_clear_error(tmp_path):
 
 def test_config_round_trip(tmp_path):
   config = {"lr": 2e-4, "seed": 0, "model": {"widths": (8, 8)}, "best": None, "on": True}
+  config["data"] = {}
   record.write_config(tmp_path, config, {"data": {"origin": "drawn"}})
   back = record.read_config(tmp_path)
   assert back["config"] == {**config, "model": {"widths": [8, 8]}}
@@ -233,11 +234,12 @@ def test_config_round_trip(tmp_path):
 
 
 def test_writing_the_config_again_keeps_the_start(tmp_path):
-  record.write_config(tmp_path, {"a": 1}, {"data": "drawn", "started": "then"})
-  record.write_config(tmp_path, {"a": 2}, {"more": 3})
+  tables = {"data": {}, "model": {}}
+  record.write_config(tmp_path, {"a": 1, **tables}, {"data": "drawn", "started": "then"})
+  record.write_config(tmp_path, {"a": 2, **tables}, {"more": 3})
   back = record.read_config(tmp_path)
   assert (back["started"], back["data"], back["more"]) == ("then", "drawn", 3)
-  assert back["config"] == {"a": 2}
+  assert back["config"] == {"a": 2, **tables}
 
 
 def test_missing_or_broken_config_says_what_to_do(tmp_path):
@@ -245,6 +247,13 @@ def test_missing_or_broken_config_says_what_to_do(tmp_path):
     record.read_config(tmp_path)
   (tmp_path / "config.json").write_text('{"config": ')
   with pytest.raises(ValueError, match="not valid JSON"):
+    record.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("facts", [{}, {"config": 3}, {"config": {"data": {}}}])
+def test_a_config_without_its_tables_says_what_to_do(tmp_path, facts):
+  (tmp_path / "config.json").write_text(json.dumps(facts))
+  with pytest.raises(ValueError, match=r"config\.json has no table 'config.*--workdir"):
     record.read_config(tmp_path)
 
 
