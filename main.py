@@ -251,7 +251,16 @@ def main(argv: list[str]) -> None:
     fail(*verdict(error))
 
 
+def swallowed(unraisable: object) -> None:
+  """Ends the process for a Ctrl-C that fell into a callback, where Python would go on without."""
+  if unraisable.exc_type is KeyboardInterrupt:
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
+  sys.__unraisablehook__(unraisable)
+
+
 if __name__ == "__main__":
+  sys.unraisablehook = swallowed
   try:
     app.run(main, flags_parser=parse)
   except KeyboardInterrupt:  # before or after training, which saves its state first

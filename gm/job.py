@@ -19,6 +19,7 @@ FREE_KEYS = frozenset(
   {"num_steps", "steps_per_call", "log_every", "sample_every", "eval_every", "checkpoint_every"}
   | {"keep_checkpoints", "metrics", "num_eval_samples", "reference_split", "best_metric"}
 )
+MOST_NAMED = 8  # keys in which a config differs that are spelled out
 # Keys that may differ too where a run is only read: of devices, places, evaluation and samples.
 READ_KEYS = FREE_KEYS | {"num_devices", "cpu_devices", "batch_size", "accumulate", "init_from"}
 READ_KEYS |= {"data.dir", "data.memory_mb"}
@@ -182,6 +183,10 @@ def _compare(workdir: str, config: dict, free: frozenset) -> None:
     return
   fixed = lambda c: {k: v for k, v in record.flatten(c).items() if k not in free}
   differs = record.diff(fixed(old), fixed(config))
+  if old.get("method") != config["method"]:  # then all else differs too
+    differs = [text for text in differs if text.startswith("method: ")]
+  if len(differs) > MOST_NAMED:
+    differs = [*differs[:MOST_NAMED], f"and {len(differs) - MOST_NAMED} more keys"]
   if differs:
     raise ValueError(
       f"{workdir} belongs to a run with another config ({'; '.join(differs)}): give another"

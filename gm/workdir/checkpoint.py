@@ -129,7 +129,7 @@ def restore(
           f"the checkpoints in {manager.directory} were made with another config ({differs}): give"
           " the config of that run, or another --workdir"
         ) from error
-      reason = " ".join(str(error).split())[:200]
+      reason = " ".join(str(error).split()).partition(". ")[0][:200]  # else pages of TensorStore
       logging.warning("checkpoint %s/%d skipped: %s", manager.directory, candidate, reason)
       damaged.append(candidate)
       continue

@@ -320,6 +320,13 @@ def test_whatever_goes_wrong_ends_in_one_line(error):
   assert re.fullmatch(said, line)
 
 
+def test_ctrl_c_inside_a_callback_is_not_lost():
+  """The garbage collector calls one of jax while modules are imported."""
+  where = "class C: pass\ngm.loop.train = lambda *args: C() and None\nC.__del__"
+  process = failing("KeyboardInterrupt", where)
+  assert process.returncode == 130 and process.stderr == "interrupted\n", process.stderr
+
+
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "IndexError('7')"])
 def test_so_does_what_goes_wrong_before_training(error):
   process = failing(error, "gm.programs.Shelf")

@@ -110,6 +110,13 @@ def test_a_run_is_read_by_its_own_config_and_left_as_it_is(tmp_path):
   for key, other in (("lr", config_of(lr=0.25)), ("model.z_dim", config_of(**{"model.z_dim": 3}))):
     with pytest.raises(errors.UserError, match=rf"another config \({key}: "):
       job.newest(str(tmp_path), other)
+  for name, variant, said in (
+    ("gan", "ring", r"config \(data\.name: .* now; and 8 more keys\): give"),
+    ("vae", "test", r"config \(method: 'gan' in the workdir, 'vae' now\): give"),
+  ):
+    other = importlib.import_module(f"configs.{name}").get_config(variant)
+    with pytest.raises(errors.UserError, match=said):
+      job.newest(str(tmp_path), other)
   assert tree_of(tmp_path) == before
 
 
