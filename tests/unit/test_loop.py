@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import OPTIMISED
 
 from gm import core, errors, feed, job, loop, steps
 from gm.workdir import checkpoint, record
@@ -162,7 +163,10 @@ def begin(made, source, data):
   return call, totals, state, rows
 
 
-def test_a_set_in_device_memory_and_one_that_is_read_give_the_same_bits():
+def test_a_set_in_device_memory_and_one_that_is_read_give_the_same_bits(monkeypatch):
+  """By two programs, so both are optimised as outside of tests."""
+  options = steps.step_options()
+  monkeypatch.setattr(steps, "step_options", lambda: {**options, **OPTIMISED})
   made = job.prepare(config_of())
   source = job.load(made, 0, "train")
   results = []
