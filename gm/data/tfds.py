@@ -84,11 +84,17 @@ def _num_examples(builder: Any, spec: str, flag: str) -> int:
   """Returns the length of a split in TFDS notation.
 
   Raises:
-    ValueError: if the notation is not TFDS's, or if there is no example in it.
+    ValueError: if the notation is not TFDS's, or if there is no example in it. Of a slice that ends
+      before it begins TFDS may give rows all the same.
   """
+  from tensorflow_datasets.core import ReadInstruction
+
   name = builder.info.full_name
   try:
     num = builder.info.splits[spec].num_examples
+    parts = ReadInstruction.from_spec(spec).to_absolute(builder.info.splits)
+    if any(None not in (part.from_, part.to) and part.from_ >= part.to for part in parts):
+      num = 0
   except (ValueError, AssertionError) as error:
     raise ValueError(f"{flag}={spec!r} of {name}: {' '.join(str(error).split())}") from error
   if num < 1:

@@ -563,6 +563,7 @@ def test_tfds_errors_tell_the_fix(prepared, tmp_path):
       )
       for spec, reason in (
         ("validation[:1%]", r"' of toy/1\.0\.0 holds no example \(of .*'validation': 5"),
+        ("validation[3:2]", r"' of toy/1\.0\.0 holds no example \(of .*'validation': 5"),
         ("validation[9:]", r"' of toy/1\.0\.0: Requested slice"),
         ("validation[", r"' of toy/1\.0\.0: Error parsing split"),
       )
