@@ -1,5 +1,6 @@
 """Two virtual CPU devices and one compilation cache for all tests; no GPU, no network."""
 
+import gc
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.devices()  # settles the number of devices
+gc.set_threshold(100_000, 20, 100)  # tracing makes many objects that live: looked over less often
 
 
 def pytest_collection_modifyitems(items):
@@ -49,3 +51,28 @@ def train(config, workdir):
     patch.setattr(steps, "step_options", lambda: {**options, **OPTIMISED})
     loop.train(config, str(workdir))
   return json.loads((pathlib.Path(workdir) / "eval.json").read_text())["metrics"]
+
+
+class Blind:
+  """An evaluator that draws and measures nothing."""
+
+  def __init__(self, job, index):
+    pass
+
+  def write_samples(self, workdir, state):
+    pass
+
+  write_extra = write_samples
+
+  def finish(self, workdir, state):
+    return {}
+
+
+@pytest.fixture
+def blind(monkeypatch):
+  """Training without pictures, metrics and page, which take longer than a few steps."""
+  from gm import evaluation
+  from gm.workdir import report
+
+  monkeypatch.setattr(evaluation, "Evaluator", Blind)
+  monkeypatch.setattr(report, "write", lambda workdir: None)

@@ -16,7 +16,7 @@ from jax.interpreters import partial_eval as pe
 
 from gm import augment, core, evaluation, feed, inspection, job, loop, steps
 from gm.interrupt import Interrupt
-from gm.workdir import checkpoint, report
+from gm.workdir import checkpoint
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
 
@@ -234,26 +234,9 @@ def test_checkpoint_round_trip_is_exact(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back, states[-1])
 
 
-class Blind:
-  """An evaluator that draws and measures nothing."""
-
-  def __init__(self, job, index):
-    pass
-
-  def write_samples(self, workdir, state):
-    pass
-
-  write_extra = write_samples
-
-  def finish(self, workdir, state):
-    return {}
-
-
 @pytest.mark.parametrize("name", METHODS)
-def test_resumed_run_is_the_same_bit_for_bit(name, tmp_path, monkeypatch):
+def test_resumed_run_is_the_same_bit_for_bit(name, tmp_path, monkeypatch, blind):
   """Is stopped by a signal after the first step of every stage and started again."""
-  monkeypatch.setattr(evaluation, "Evaluator", Blind)  # pictures take longer than the steps
-  monkeypatch.setattr(report, "write", lambda workdir: None)
   config, done = contract_config(name), run(name)
   with config.unlocked():
     config.checkpoint_every, config.metrics = 1, ()

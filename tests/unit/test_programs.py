@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, blind):
   """Makes a short run; returns its last state and what was traced in it."""
   traced, true = [], gan.stages
 
