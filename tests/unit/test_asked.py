@@ -110,8 +110,8 @@ def test_truncation_that_cannot_be_names_its_flag(monkeypatch, tmp_path):
 
   monkeypatch.setattr(sampling, "newest", newest)
   monkeypatch.setattr(
-    sampling.record,
-    "read_config",
+    sampling.continuing,
+    "require_facts",
     lambda workdir: {"config": {"method": "biggan", "model": {"truncation": 0.5}}},
   )
   with pytest.raises(errors.UserError, match=r"^--truncation=-1.0 is not possible"):
