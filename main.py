@@ -189,7 +189,13 @@ def request(sampling: ModuleType) -> NamedTuple:
 def work() -> None:
   """Calls the part of gm that the mode names."""
   logging.set_verbosity(logging.WARNING)  # jax tells which backends it did not find
-  config, workdir = _CONFIG.value, _WORKDIR.value and os.path.abspath(_WORKDIR.value)
+  config, workdir = (
+    _CONFIG.value,
+    _WORKDIR.value
+    and os.path.abspath(
+      os.path.expanduser(_WORKDIR.value)  # the shell leaves --workdir=~/x as it is
+    ),
+  )
   shelf = None
   if _MODE.value == "train" and not _DISTRIBUTED.value:
     shelf = read_ahead(config, workdir)

@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gm import core, flags
+from gm.errors import UserError
 
 MOST_PIXELS = 2**14  # of a side
 PERIODS = ("log_every", "sample_every", "checkpoint_every", "eval_every")
@@ -60,19 +61,32 @@ def _image_size(given: Any) -> None:
     )
 
 
-def columns(wanted: Any, info: core.Info) -> None:
-  """Makes sure that data.attributes, where there are any, are those of a set that has some.
+# What keys of data are where nothing is asked of them; `name` may stand though it is not read.
+IDLE = {"dir": "", "image_size": 0, "channels": 0, "num_classes": 0, "num_train": 0}
+IDLE |= {"image_key": "", "label_key": "", "train_split": "train", "test_split": "test"}
+IDLE |= {"memory_mb": 256, "scale": 1.0, "attributes": ()}
+
+
+def unread(data: ConfigDict, reads: frozenset) -> None:
+  """Makes sure that nothing is asked of a set that its source would not do.
+
+  Args:
+    data: config.data.
+    reads: the keys that the source reads.
 
   Raises:
-    ValueError: if not.
+    ValueError: for the first key that is set and not read.
 
-  >>> columns((), core.Info({}))
+  >>> unread(ConfigDict({"source": "embedded", "name": "mnist10k", "scale": 1.0}), frozenset())
   """
-  if wanted and not info.columns:
-    raise ValueError(
-      f"--config.data.attributes={wanted!r}: these data have none; set it to () or another"
-      " --config.data.name"
-    )
+  for key in sorted(set(data) - {"source", "name"} - reads):
+    value = tuple(data[key]) if isinstance(data[key], list) else data[key]  # out of config.json
+    if key not in IDLE or value != IDLE[key]:
+      remedy = f"set it to {IDLE[key]!r}" if key in IDLE else "take a config without it"
+      raise ValueError(
+        f"--config.data.{key}={value!r} is not read by --config.data.source={data.source}"
+        f" with the set {data.get('name', '')!r}: {remedy}"
+      )
 
 
 def _best(config: ConfigDict) -> None:
@@ -163,6 +177,30 @@ def _memory() -> int | None:
   device = jax.local_devices()[0]
   if device.platform != "cpu":
     return (device.memory_stats() or {}).get("bytes_limit")
+  return machine_memory()
+
+
+def held(num: int, size: int) -> None:
+  """Makes sure that samples are no more than this machine's memory.
+
+  Args:
+    num: of samples.
+    size: bytes of each.
+
+  Raises:
+    UserError: if they are.
+  """
+  there = machine_memory()
+  if there is not None and num * size > there:
+    raise UserError(
+      f"{num:,} samples would take {num * size / 1e9:,.1f} GB of the {there / 1e9:,.1f} GB that"
+      " there are: give fewer seeds or labels, or take them in parts, as they come out of"
+      " sampling.open_run(workdir).stream(seeds)"
+    )
+
+
+def machine_memory() -> int | None:
+  """Bytes of memory that this machine has; None: not known."""
   try:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   except (AttributeError, OSError, ValueError):  # not Unix

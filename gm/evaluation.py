@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gm import checks, core, sharding
-from gm.errors import user_input
+from gm.errors import UserError, user_input
 from gm.job import Job, data_changes, load, newest, origin
 from gm.progress import say
 from gm.workdir import plots, record, report, samples
@@ -42,6 +42,7 @@ class Evaluator:
     self.stage, self.info, self.keys = job.stages[index], job.infos[index], job.keys[index]
     self.metrics = {name: find_metric(name) for name in job.config.metrics}
     self.source = source = load(job, index, "test", shuffle=False, whole=True)
+    enough(job, "test", source)
 
     def on_rows(function):  # every process gets the whole result
       def call(state, rows, key):
@@ -258,6 +259,12 @@ def try_metrics(job: Job) -> None:
   for name, i in itertools.product(job.config.metrics, stages):
     metric, info = find_metric(name), job.infos[i]
     real = _Named(info.shape)
+    least, num = getattr(metric, "least", 1), job.config.num_eval_samples
+    if num < least:
+      raise UserError(
+        f"{name} needs {least} samples or more: raise --config.num_eval_samples={num}, or take it"
+        " out of --config.metrics"
+      )
     try:
       with contextlib.suppress(_Read):
         metric(real, real, info)
@@ -266,6 +273,22 @@ def try_metrics(job: Job) -> None:
       made = jax.eval_shape(job.stages[i].sample, job.templates[i], batch, job.keys[i]["sample"])
       with user_input(), contextlib.suppress(_Read):
         metric(_Named(made), real, info)
+
+
+def enough(job: Job, split: str, source: core.Source) -> None:
+  """Makes sure that a split, where it is what samples are compared with, has examples enough.
+
+  Raises:
+    UserError: if it has fewer than a metric needs.
+  """
+  for name in job.config.metrics if job.config.reference_split == split else ():
+    least = getattr(find_metric(name), "least", 1)
+    if source.num_examples < least:
+      raise UserError(
+        f"{name} needs {least} real examples or more, the {split} split has {source.num_examples}:"
+        " give more (--config.data.num_train=0 is all), another --config.reference_split, or take"
+        " it out of --config.metrics"
+      )
 
 
 def from_workdir(workdir: str, config: ConfigDict | None) -> tuple[Evaluator, core.State]:

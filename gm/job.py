@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from gm import checks, core, programs, sharding
+from gm import checks, continuing, core, programs, sharding
 from gm.errors import UserError, user_input
+from gm.progress import say
 from gm.workdir import checkpoint, record
-
-# Keys that may change when a run is continued: they move no parameter on the way.
-FREE_KEYS = frozenset(
-  {"num_steps", "steps_per_call", "log_every", "sample_every", "eval_every", "checkpoint_every"}
-  | {"keep_checkpoints", "metrics", "num_eval_samples", "reference_split", "best_metric"}
-)
-MOST_NAMED = 8  # keys in which a config differs that are spelled out
-# Keys that may differ too where a run is only read: of devices, places, evaluation and samples.
-READ_KEYS = FREE_KEYS | {"num_devices", "cpu_devices", "batch_size", "accumulate", "init_from"}
-READ_KEYS |= {"data.dir", "data.memory_mb"}
-READ_KEYS |= {
-  f"model.{key}"
-  for key in ("truncation", "psi", "sample_label", "bn_mode", "probe", "eval_k", "eval_chunk")
-}
-READ_KEYS |= {"model.standing_every", "model.standing_passes"}
 
 
 class Job(NamedTuple):
@@ -54,9 +43,9 @@ def plan(
   mesh = sharding.start(config)
   data = _module("gm.data", config.data.source, "--config.data.source")
   method = _module("gm.methods", config.method, "--config.method")
+  checks.unread(config.data, data.reads(config.data))
   stages = method.stages(config, data.info(config.data))
   infos = [data.info(data_config(config, stage)) for stage in stages]
-  checks.columns(config.data.attributes, infos[0])
   sizes = [stage.data.get("batch_size", config.batch_size) for stage in stages]
   for size in sizes:
     sharding.check_batch(mesh, size, config.accumulate)
@@ -145,23 +134,35 @@ def data_config(config: ConfigDict, stage: core.Stage) -> ConfigDict:
   return ConfigDict({**config.data.to_dict(), **overrides})
 
 
-def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
-  """Creates the workdir with its config.json, or checks that it belongs to this config and data.
+def check_workdir(job: Job, workdir: str) -> None:
+  """Makes sure that a workdir is new, or of a run that this config may continue; writes nothing.
 
   Raises:
-    UserError: if it cannot be written, belongs to a config that differs in more than FREE_KEYS, or
-      was trained on a set that has changed since.
+    UserError: if it belongs to a config that differs in more than FREE_KEYS and DEVICE_KEYS.
   """
   with user_input():
+    facts = continuing.facts_of(workdir)
+    if facts is not None:
+      _check(workdir, facts["config"], job.config, reading=False)
+
+
+def open_workdir(job: Job, workdir: str, source: core.Source) -> dict:
+  """Creates the workdir with its config.json, or writes that anew; returns what is on record.
+
+  Raises:
+    UserError: if it cannot be written, does not pass `check_workdir`, or was trained on a set that
+      has changed since.
+  """
+  check_workdir(job, workdir)
+  with user_input():
     os.makedirs(workdir, exist_ok=True)
-    config = _absolute(job.config.to_dict())
-    _compare(workdir, config, FREE_KEYS)
     changed = data_changes(workdir, source)
     if changed:
       raise ValueError(
         f"the data of {workdir} have changed since its run began ({'; '.join(changed)}): put them"
         " back as they were, or start anew with another --workdir"
       )
+    config = continuing.plain(job.config.to_dict())
     said = f"{origin(job, source)}, {source.num_examples:,} training examples"
     left_out = source.origin.get("unused", ())
     if left_out:
@@ -173,25 +174,35 @@ def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
       data["set"] = source.origin
     facts = {"data": data, "stages": {stage.name: stage.num_steps for stage in job.stages}}
     record.write_config(workdir, config, facts)
+    return {"config": config, **facts}
 
 
-def _compare(workdir: str, config: dict, free: frozenset) -> None:
-  """Raises ValueError if a workdir is of a config that differs in more than the keys `free`."""
-  try:
-    old = _absolute(record.read_config(workdir)["config"])
-  except FileNotFoundError:
-    return
-  fixed = lambda c: {k: v for k, v in record.flatten(c).items() if k not in free}
-  differs = record.diff(fixed(old), fixed(config))
-  if old.get("method") != config["method"]:  # then all else differs too
-    differs = [text for text in differs if text.startswith("method: ")]
-  if len(differs) > MOST_NAMED:
-    differs = [*differs[:MOST_NAMED], f"and {len(differs) - MOST_NAMED} more keys"]
-  if differs:
-    raise ValueError(
-      f"{workdir} belongs to a run with another config ({'; '.join(differs)}): give another"
-      " --workdir, or the config that it was made with"
-    )
+def _check(where: str | pathlib.Path, old: Mapping, config: ConfigDict, *, reading: bool) -> None:
+  """Raises ValueError unless `config` may continue, or read, a run of the config `old`."""
+  continuing.check(
+    where,
+    old,
+    config.to_dict(),
+    reading=reading,
+    same_training=lambda values: _training(config) == _training(continuing.changed(config, values)),
+  )
+
+
+def _training(config: ConfigDict) -> list[str]:
+  return _programs(config.to_json())
+
+
+@functools.lru_cache(maxsize=2)
+def _programs(config: str) -> list[str]:
+  """The programs that a config trains by, as text: of every stage its first state and its step."""
+  job, found, prev = prepare(ConfigDict(json.loads(config)), on_paper=True), [], None
+  for stage, info, size, like, keys in zip(*job[1:6], strict=True):
+    batch = core.batch_shapes(info, size)
+    first = jax.jit(stage.init).lower(keys["init"], batch, prev)
+    step = jax.jit(stage.step).lower(like, batch, keys["step"])
+    found += [stage.name, first.as_text(), step.as_text()]
+    prev = like
+  return found
 
 
 def origin(job: Job, source: core.Source) -> str:
@@ -213,42 +224,44 @@ def data_changes(workdir: str, source: core.Source) -> list[str]:
     workdir: of a run, or of none yet.
     source: any split of the data of one of its stages.
   """
-  try:
-    data = record.read_config(workdir).get("data")
-  except FileNotFoundError:
-    return []
+  facts = continuing.facts_of(workdir) or {}
+  data = facts.get("data")
   before = data.get("set") if isinstance(data, dict) else None
   kept = lambda facts: {k: v for k, v in facts.items() if k != "unused"}
   return record.diff(kept(before), kept(source.origin)) if before and source.origin else []
 
 
-def _absolute(config: dict) -> dict:
-  """A config with its paths absolute: the folder that a later command is given in is another."""
-
-  def whole(tree, key):
-    path = tree.get(key)
-    return {**tree, key: os.path.abspath(os.path.expanduser(path))} if path else tree
-
-  return {**whole(config, "init_from"), "data": whole(config.get("data", {}), "dir")}
-
-
-def restore(job: Job, workdir: str, index: int, *, resume: bool = False) -> core.State | None:
-  """Returns the newest good state of a stage, or None where there is none.
+def restore(
+  job: Job, workdir: str, index: int, *, resume: bool = False, same_run: bool = True
+) -> core.State | None:
+  """Returns the newest good state of a stage, or None where there is none; changes nothing.
 
   Args:
     job: the run.
     workdir: of the run.
     index: of the stage.
-    resume: training goes on from there, so damaged checkpoints are deleted; else nothing in the
-      workdir changes.
+    resume: training goes on from there, see `checkpoint.restore`.
+    same_run: the checkpoint must be of a run that this config may continue, or read.
   """
   folder = checkpoint.stage_dir(workdir, index, job.stages[index].name)
   if not checkpoint.has_steps(folder):
     return None
+
+  def check(kept: dict) -> None:
+    if same_run and isinstance(kept.get("config"), dict):  # older ones have none
+      config = continuing.complete(kept["config"])[0]
+      _check(folder / str(kept["step"]), config, job.config, reading=not resume)
+    before, now = kept.get("devices", job.mesh.size), job.mesh.size
+    if resume and before != now:
+      say(
+        f"note: the number of devices is {now}, it was {before} when this was saved: the result is"
+        " the same up to rounding, not bit for bit"
+      )
+
   with user_input():
-    manager = checkpoint.open_manager(folder, read_only=not resume)
+    manager = checkpoint.open_manager(folder, read_only=True)
     try:
-      return checkpoint.restore(manager, job.templates[index], resume=resume)
+      return checkpoint.restore(manager, job.templates[index], resume=resume, check=check)
     finally:
       manager.close()
 
@@ -265,18 +278,31 @@ def newest(workdir: str, config: ConfigDict | None = None) -> tuple[Job, int, co
       of its checkpoints can be read.
   """
   with user_input():
+    old = continuing.require_facts(workdir)["config"]
     if config is None:
-      config = ConfigDict(record.read_config(workdir)["config"])
-    _compare(workdir, _absolute(config.to_dict()), READ_KEYS)
+      config = ConfigDict(old)
+    else:
+      _check(workdir, old, config, reading=True)
   job = prepare(config)
+  found = last_state(job, workdir)
+  if found is None:
+    raise UserError(f"{workdir} holds no checkpoint: train first with --mode=train")
+  return job, *found
+
+
+def last_state(job: Job, workdir: str, *, resume: bool = False) -> tuple[int, core.State] | None:
+  """Returns the last of the stages that was saved, and its newest state; None: none was.
+
+  Stages before it are not looked at: whatever has become of their checkpoints, they are done.
+  """
   for index in reversed(range(len(job.stages))):
-    state = restore(job, workdir, index)
+    state = restore(job, workdir, index, resume=resume)
     if state is not None:
-      return job, index, state
-  raise UserError(f"{workdir} holds no checkpoint: train first with --mode=train")
+      return index, state
+  return None
 
 
-PARTS = {"gm.data": {"info", "load"}, "gm.methods": {"stages"}}  # what a file must define
+PARTS = {"gm.data": {"info", "load", "reads"}, "gm.methods": {"stages"}}  # what a file must define
 
 
 def _module(package: str, name: str, flag: str) -> Any:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gm import core, diagnostics, evaluation, feed, programs, steps
+from gm import continuing, core, diagnostics, evaluation, feed, programs, steps
 from gm.errors import UserError, user_input
 from gm.interrupt import Interrupt
-from gm.job import Job, load, open_workdir, prepare, restore
+from gm.job import Job, check_workdir, last_state, load, open_workdir, prepare, restore
 from gm.progress import Bar, Clock, say
 from gm.workdir import checkpoint, log, report, samples
 
@@ -38,6 +38,7 @@ class Shared(NamedTuple):
   log: log.Log
   interrupt: Interrupt
   shelf: programs.Shelf | None
+  facts: dict  # that checkpoints keep of the run
 
 
 def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None) -> None:
@@ -56,17 +57,21 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
   """
   job = prepare(config, shelf)
   evaluation.try_metrics(job)
-  start, state = initial_state(job)
-  source = load(job, start, "train")
   desk = workdir if jax.process_index() == 0 else tempfile.mkdtemp()
-  open_workdir(job, desk, source)
+  check_workdir(job, desk)
+  resumed = last_state(job, workdir, resume=True)
+  start, state = resumed or initial_state(job)
+  source = load(job, start, "train")
+  evaluation.enough(job, "train", source)
+  facts = {**open_workdir(job, desk, source), "devices": job.mesh.size}
   with user_input():
     lines = log.Log(desk)
   try:
     with Interrupt() as interrupt:
-      shared = Shared(job, workdir, desk, lines, interrupt, shelf)
+      shared = Shared(job, workdir, desk, lines, interrupt, shelf, facts)
       for index in range(start, len(job.stages)):
-        run = Run(shared, index, state, source if index == start else load(job, index, "train"))
+        here = source if index == start else load(job, index, "train")
+        run = Run(shared, index, state, here, bool(resumed) and index == start)
         state = run.train()
     metrics = run.evaluator.finish(desk, state)
     say(evaluation.spell(metrics))
@@ -81,9 +86,9 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
 
 def initial_state(job: Job) -> tuple[int, core.State | None]:
   """Returns the first stage to run and the state before it, which config.init_from may name."""
-  folder = job.config.init_from.rstrip("/")
-  if not folder:
+  if not job.config.init_from:
     return 0, None
+  folder = continuing.absolute(job.config.init_from)
   workdir, _, name = folder.rpartition("/checkpoints/")
   names = [f"{i:02d}-{stage.name}" for i, stage in enumerate(job.stages[:-1])]
   if name not in names:
@@ -91,25 +96,34 @@ def initial_state(job: Job) -> tuple[int, core.State | None]:
       f"--config.init_from={folder} must end in /checkpoints/ and the name of a stage that another"
       f" follows: {', '.join(names) or 'this method has one stage only'}"
     )
-  state = restore(job, workdir, names.index(name))
+  state = restore(job, workdir, names.index(name), same_run=False)
   if state is None:
     raise UserError(f"--config.init_from={folder} holds no checkpoint")
   return names.index(name) + 1, state
 
 
 class Run:
-  """The training of one stage, from its last checkpoint or from its start."""
+  """The training of one stage, from its last checkpoint or from its start.
 
-  def __init__(self, shared: Shared, index: int, prev: core.State | None, source: core.Source):
+  `state` is this stage's own where it is resumed, else the last of the stage before.
+  """
+
+  def __init__(
+    self,
+    shared: Shared,
+    index: int,
+    state: core.State | None,
+    source: core.Source,
+    resumed: bool,
+  ):
     job = shared.job
     self.shared, self.job, self.index = shared, job, index
     self.stage, self.config = job.stages[index], job.config
     self.evaluator = evaluation.Evaluator(job, index)
     self.source, self.data = feed.on_device(source, job.mesh)
-    self.state = restore(job, shared.workdir, index, resume=True)
-    self.resumed = self.state is not None
-    if not self.resumed:
-      self.state = steps.initialise(job, index, prev, self.source, shared.shelf)
+    self.state, self.resumed = state, resumed
+    if not resumed:
+      self.state = steps.initialise(job, index, state, self.source, shared.shelf)
     self.step = int(self.state.step)
 
   def train(self) -> core.State:
@@ -120,7 +134,8 @@ class Run:
     shared.log.rewind(stage.name, self.step, [s.name for s in job.stages])
     self.bar = Bar(stage, self.step, log.read_metrics(shared.desk), self.resumed)
     folder = checkpoint.stage_dir(shared.workdir, self.index, stage.name)
-    self.saver = checkpoint.Saver(folder, self.config, self.step if self.resumed else -1)
+    last = self.step if self.resumed else -1
+    self.saver = checkpoint.Saver(folder, self.config, last, shared.facts)
     if stage.num_steps:
       self._advance()
     else:  # a sampler: nothing to train, something to show
@@ -183,7 +198,8 @@ class Run:
     if due["checkpoint"] or (found and self.config.best_metric):
       self.saver.save(self.state, found)
     if due["sample"] and not stop:
-      self._draw()
+      with self.saver.rescuing(self.state):  # a damaged file of the test split
+        self._draw()
 
   def _draw(self) -> None:
     self.evaluator.write_samples(self.shared.desk, self.state)

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gm import asked, core, inspection, pictures, sharding
+from gm import asked, checks, continuing, core, inspection, pictures, sharding
 from gm.errors import UserError, user_input
 from gm.job import Job, load, newest
 from gm.progress import Count, say
-from gm.workdir import drawn, record, samples, video
+from gm.workdir import drawn, samples, video
 
 CHUNK = 64  # seeds that are drawn together, fewer of large images; a sample's bits belong to it
 TRUNCATIONS = ("truncation", "psi")  # keys of config.model that --truncation sets
@@ -206,8 +206,9 @@ def open_run(
   Raises:
     UserError: if there is no run, or the method has no truncation.
   """
+  workdir = continuing.absolute(workdir)
   with user_input():
-    facts = record.read_config(workdir)
+    facts = continuing.require_facts(workdir)
     config = ConfigDict(facts["config"] if config is None else config.to_dict())
   if truncation is not None:
     name = next((n for n in TRUNCATIONS if n in config.model), None)
@@ -233,11 +234,14 @@ def draw(
 ) -> dict[str, np.ndarray]:
   """Returns samples of a run, {name: [N, ...]}; images in [-1, 1]. See `Sampler.stream`.
 
-  All are held at once; where they are too many, go through `open_run(workdir).stream(seeds)`.
+  All are held at once, or refused where that is more than the memory: then go through
+  `open_run(workdir).stream(seeds)`.
   """
   seeds = asked.check_seeds(seeds)
   sampler = open_run(workdir, config, truncation)
-  parts = list(sampler.stream(seeds, sampler.numbers(labels)))
+  labels = sampler.numbers(labels)
+  checks.held(len(seeds) * len(labels or [0]), 2 * sampler.bytes)  # in parts, and joined
+  parts = list(sampler.stream(seeds, labels))
   return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 

@@ -42,6 +42,32 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.xdist_group(name))
 
 
+class Kept:
+  """Compiled programs by name, as `programs.Shelf` keeps them, in memory and for one config.
+
+  So they are compiled once for many tests, without LLVM's optimisations: where bits are compared,
+  both sides are of the same program.
+  """
+
+  def __init__(self):
+    self.programs, self.values = {}, {}
+
+  def find(self, name, like):
+    return self.programs.get(name)
+
+  def make(self, name, function, args, **how):
+    options = {**how.pop("compiler_options", {}), "xla_backend_optimization_level": 0}
+    lowered = jax.jit(function, **how).lower(*args)
+    self.programs[name] = lowered.compile(compiler_options=options)
+    return self.programs[name]
+
+  def read(self, name):
+    return self.values.get(name)
+
+  def write(self, name, value):
+    self.values[name] = value
+
+
 def train(config, workdir):
   """Trains with steps that are optimised as outside of tests; returns the last metrics."""
   from gm import loop, steps

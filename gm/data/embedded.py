@@ -24,6 +24,12 @@ NAMES = ("mnist10k",)
 NUM_TRAIN = 9_000  # the file is in split order: these rows, then the test rows
 
 
+def reads(cfg: Any) -> frozenset[str]:
+  """Returns the keys of `cfg` that this source reads."""
+  del cfg
+  return frozenset({"name", "image_size", "channels", "num_train"})
+
+
 def info(cfg: Any) -> Info:
   """Returns the shapes under `cfg`; reads no file.
 

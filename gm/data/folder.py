@@ -48,6 +48,12 @@ class _File(NamedTuple):
   size: int  # bytes
 
 
+def reads(cfg: Any) -> frozenset[str]:
+  """Returns the keys of `cfg` that this source reads."""
+  del cfg
+  return frozenset({"dir", "image_size", "channels", "num_classes", "num_train", "memory_mb"})
+
+
 def info(cfg: Any) -> Info:
   """Returns the shapes that `cfg` declares; touches no file.
 

@@ -23,6 +23,12 @@ NUM_TRAIN = 1_500
 LEVELS = 16  # the stored value of white
 
 
+def reads(cfg: Any) -> frozenset[str]:
+  """Returns the keys of `cfg` that this source reads."""
+  del cfg
+  return frozenset({"name", "image_size", "channels", "num_train"})
+
+
 def info(cfg: Any) -> Info:
   """Returns the shapes under `cfg`; imports nothing.
 

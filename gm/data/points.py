@@ -59,6 +59,15 @@ _CURVES = {
   "spiral": _Curve(_arm, 2, 15.3, 0.1),
 }
 _MIXTURES = {"ring": 0.02, "grid": 0.05, "gaussian1d": 0.5}  # default std
+_KEYS = {  # of a law's own
+  "ring": {"radius", "std", "num_modes"},
+  "grid": {"side", "std"},
+  "gaussian1d": {"mean", "std"},
+  "moons": {"std"},
+  "spiral": {"std"},
+  "table": {"probs"},
+  "correlated": {"mean", "cov"},
+}
 NAMES = (*_MIXTURES, *_CURVES, "checkerboard", "quadratic", "table", "correlated")
 TABLE = ((0.32, 0.03, 0.01), (0.06, 0.24, 0.02), (0.02, 0.03, 0.27))
 
@@ -124,6 +133,12 @@ def _normal(cfg: Any) -> tuple[np.ndarray, np.ndarray]:
       " --config.data.mean to two numbers and --config.data.cov to two rows of two, symmetric and"
       " positive definite"
     ) from None
+
+
+def reads(cfg: Any) -> frozenset[str]:
+  """Returns the keys of `cfg` that this source reads."""
+  memory.require(cfg["name"], NAMES, what="point set", flag="--config.data.name")
+  return frozenset({"name", "scale", "num_train"} | _KEYS.get(cfg["name"], set()))
 
 
 def info(cfg: Any) -> Info:

@@ -24,6 +24,13 @@ from gm.core import Info, Source
 from gm.data import attributes, images, memory, prepare, sets
 
 
+def reads(cfg: Any) -> frozenset[str]:
+  """Returns the keys of `cfg` that this source reads."""
+  described = bool(sets.require(cfg["name"]).attributes)
+  of_images = frozenset({"name", "dir", "image_size", "channels", "num_train"})
+  return of_images | ({"attributes", "label_key"} if described else set())
+
+
 def info(cfg: Any) -> Info:
   """Returns the shapes under `cfg`; fetches and reads nothing.
 

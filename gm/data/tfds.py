@@ -26,6 +26,13 @@ from gm.core import Info, Source
 from gm.data import images, memory, stream
 
 
+def reads(cfg: Any) -> frozenset[str]:
+  """Returns the keys of `cfg` that this source reads."""
+  del cfg
+  of_set = frozenset({"name", "dir", "image_key", "label_key", "train_split", "test_split"})
+  return of_set | {"image_size", "channels", "num_classes", "num_train", "memory_mb"}
+
+
 def info(cfg: Any) -> Info:
   """Returns the shapes that `cfg` declares; touches no file.
 

@@ -39,6 +39,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     ValueError: for a name or a number that is not possible, or another law.
   """
   m, data = config.model, config.data
+  if config.num_steps:
+    raise ValueError(
+      f"--config.num_steps={config.num_steps}: nothing is trained here, so there are no steps: set"
+      " it to 0"
+    )
   flags.within(m, "num_draws", "num_shown", least=1, most=2**27)
   flags.within(m, "num_knots", least=2)
   flags.choice(m, "bound", ("triangle", "constant"))

@@ -155,6 +155,9 @@ def support(
   return {"support": estimate(x), "support_real": estimate(y)}
 
 
+support.least = BIRTHDAYS
+
+
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
   """Mean over directions u of the 1-Wasserstein distance between the projections on u.
 

@@ -83,6 +83,7 @@ def scores(
   return found
 
 
+scores.least = 4  # two halves of two
 scores.feature_net = f"gm digit classifier, {NUM_FEATURES} features"
 
 

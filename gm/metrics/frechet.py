@@ -62,6 +62,7 @@ def efficientnet(
   }
 
 
+efficientnet.least = 4  # two halves of two
 efficientnet.feature_net = f"EfficientNet-Lite0 at {SIDE} px, {NUM_FEATURES} features"
 
 

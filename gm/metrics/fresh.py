@@ -75,6 +75,9 @@ def held_out(
   }
 
 
+held_out.least = 4
+
+
 def _names(batch: Mapping) -> str:
   return ", ".join(sorted(batch)) or "nothing"
 

@@ -64,6 +64,9 @@ def codes(
   }
 
 
+codes.least = 4
+
+
 def mmd(a: np.ndarray, b: np.ndarray, *, bandwidth: float) -> float:
   """Squared maximum mean discrepancy under k(x, y) = exp(-|x - y|^2 / 2 h^2), without bias.
 

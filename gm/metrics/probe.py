@@ -59,6 +59,9 @@ def linear(
   return {"probe_accuracy": right / num, "probe_chance": float(chance)}
 
 
+linear.least = 2 * FOLDS
+
+
 def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
   """Labels of new rows by regression of one-hot labels on x, with a penalty on the weights.
 

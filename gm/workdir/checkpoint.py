@@ -1,17 +1,21 @@
 """Checkpoints: orbax, written in the background, verified when read.
 
-`<workdir>/checkpoints/<index>-<stage>/<step>/` holds the state and a small record with one checksum
-per array. A step becomes visible by an atomic rename, so a killed run leaves no half a checkpoint;
-bytes that changed afterwards fail their checksum, and the step before is used.
+`<workdir>/checkpoints/<index>-<stage>/<step>/` holds the state and a small record: the step, one
+checksum per array, and what the run was, its config among it. A step becomes visible by an atomic
+rename, so a killed run leaves no half a checkpoint; bytes that changed afterwards fail their
+checksum, and the step before is used. To read deletes nothing: what was skipped goes when training
+has a newer state to save.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +24,7 @@ from ml_collections import ConfigDict
 
 from gm import core
 from gm.errors import UserError, user_input
+from gm.workdir import files, quirks
 
 
 def stage_dir(workdir: str, index: int, name: str) -> pathlib.Path:
@@ -50,10 +55,11 @@ def open_manager(
   import orbax.checkpoint as ocp  # imported late: half a second that the first step need not wait
   from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-  logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it opens
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # else each file; what counts is raised
   if read_only:
     return ocp.CheckpointManager(
-      folder, options=ocp.CheckpointManagerOptions(read_only=True, create=False)
+      quirks.without_glob(folder),
+      options=ocp.CheckpointManagerOptions(read_only=True, create=False),
     )
   rules = [policy.LatestN(keep)]
   if best:
@@ -71,17 +77,27 @@ def open_manager(
     cleanup_tmp_directories=True,
     enable_async_checkpointing=True,
   )
-  return ocp.CheckpointManager(folder, options=options)
+  folder.mkdir(parents=True, exist_ok=True)
+  return ocp.CheckpointManager(quirks.without_glob(folder), options=options)
 
 
-def save(manager: Any, state: core.State, metrics: dict | None = None) -> None:
-  """Saves a state under its own step; returns as soon as the arrays are copied."""
+def save(
+  manager: Any, state: core.State, metrics: dict | None = None, facts: Mapping | None = None
+) -> None:
+  """Saves a state under its own step; returns as soon as the arrays are copied.
+
+  Args:
+    manager: from `open_manager`.
+    state: to be saved.
+    metrics: by which the best checkpoint is chosen.
+    facts: of the run, kept in the record: its "config" and others.
+  """
   import orbax.checkpoint as ocp
 
   step = int(state.step)
   if step in manager.all_steps():
     return
-  record = {"step": step, "crc32": _checksums(state)}
+  record = {**files.plain(facts or {}), "step": step, "crc32": _checksums(state)}
   manager.save(
     step,
     args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
@@ -90,9 +106,14 @@ def save(manager: Any, state: core.State, metrics: dict | None = None) -> None:
 
 
 def restore(
-  manager: Any, like: core.State, step: int | None = None, *, resume: bool = False
+  manager: Any,
+  like: core.State,
+  step: int | None = None,
+  *,
+  resume: bool = False,
+  check: Callable[[dict], None] | None = None,
 ) -> core.State | None:
-  """Returns the newest checkpoint that reads back as it was written, or None.
+  """Returns the newest checkpoint that reads back as it was written, or None; deletes nothing.
 
   Unreadable and altered checkpoints are skipped with a warning of one line.
 
@@ -100,68 +121,100 @@ def restore(
     manager: from `open_manager`.
     like: the state's shapes, with shardings.
     step: only this step.
-    resume: training goes on from what is returned: checkpoints that were skipped are deleted, so
-      that their steps can be written again.
+    resume: training goes on from what is returned, and what was skipped goes in the end. So one
+      that cannot be read now, but may be later, is an error, and so is one under another's number.
+    check: is given the record of what is returned, and raises if it is not to be used.
 
   Raises:
-    ValueError: if there are checkpoints but none can be read, or if they hold a state of another
-      structure.
+    ValueError: if there are checkpoints but none can be read, if they hold a state of another
+      structure, or as `resume` and `check` say.
   """
-  import orbax.checkpoint as ocp
-
   steps = sorted(manager.all_steps() if step is None else [step], reverse=True)
-  damaged = []
+  reason = ""
   for candidate in steps:
-    try:
-      with _quiet():
-        found = manager.restore(
-          candidate,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
-          ),
-        )
-      if found.record["crc32"] != _checksums(found.state):
-        raise ValueError("its contents do not match their checksums")
-    except Exception as error:  # orbax, tensorstore and zarr each raise their own kinds
-      differs = _of_another_config(manager, candidate, like)
-      if differs:
-        raise ValueError(
-          f"the checkpoints in {manager.directory} were made with another config ({differs}): give"
-          " the config of that run, or another --workdir"
-        ) from error
-      reason = " ".join(str(error).split()).partition(". ")[0][:200]  # else pages of TensorStore
-      logging.warning("checkpoint %s/%d skipped: %s", manager.directory, candidate, reason)
-      damaged.append(candidate)
-      continue
-    for d in damaged if resume else ():
-      manager.delete(d)
-    return found.state
-  if damaged:
+    where = f"{quirks.named(manager.directory)}/{candidate}"
+    state, record, reason, lasting = _read(manager, candidate, like)
+    if not reason:
+      if check:
+        check(record)
+      return state
+    if resume and not lasting:
+      raise ValueError(
+        f"the checkpoint {where} cannot be read now ({reason}): nothing was changed; give the same"
+        " command again when it can be read, or move it out of the folder to do without it"
+      )
+    if resume and record:
+      raise ValueError(
+        f"the checkpoint {where} cannot be used, {reason}: move it out of the folder"
+      )
+    logging.warning("checkpoint %s skipped: %s", where, reason)
+  if reason:
+    remedy = (
+      "move the folder away to train this stage anew, or" if resume else "put back a copy, or"
+    )
     raise ValueError(
-      f"none of the checkpoints {damaged} in {manager.directory} can be read: remove the folder, or"
+      f"none of the checkpoints {steps} in {quirks.named(manager.directory)} can be read: {remedy}"
       " give another --workdir"
     )
   return None
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Without the tracebacks that orbax and asyncio log of a checkpoint that cannot be read."""
-  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-  levels = [logger.level for logger in loggers]
-  for logger in loggers:
-    logger.setLevel(logging.CRITICAL + 1)
+def _read(manager: Any, step: int, like: core.State) -> tuple[Any, dict, str, bool]:
+  """Reads a checkpoint: its state and its record, or why not, and whether that is for good.
+
+  There is a record with a reason only where all is whole but of another step.
+
+  Raises:
+    ValueError: if it holds a state of another structure.
+  """
+  import orbax.checkpoint as ocp
+
+  wanted = {"state": ocp.args.StandardRestore(like), "record": ocp.args.JsonRestore()}
   try:
-    yield
-  finally:
-    for logger, level in zip(loggers, levels, strict=True):
-      logger.setLevel(level)
+    with quirks.quiet():
+      found = manager.restore(step, args=ocp.args.Composite(**wanted))
+  except Exception as error:  # orbax, tensorstore and zarr each raise their own kinds
+    differs = _of_another_config(manager, step, like)
+    if differs:
+      raise ValueError(
+        f"the checkpoints in {quirks.named(manager.directory)} were made with another config"
+        f" ({differs}): give the config of that run, or another --workdir"
+      ) from error
+    number = quirks.os_error(error)
+    text = " ".join(str(error).split()).partition(". ")[0][:200]  # else pages of TensorStore
+    reason = os.strerror(number) if number else text or type(error).__name__
+    return None, {}, reason, number in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+  if found.record["crc32"] != _checksums(found.state):
+    return None, {}, "its contents do not match their checksums", True
+  if found.record["step"] != step:
+    return None, found.record, f"it holds step {found.record['step']}, so it is a copy", True
+  return found.state, found.record, "", True
+
+
+def last_record(workdir: str | pathlib.Path) -> dict | None:
+  """Returns the record of the newest checkpoint of a workdir that tells the config of its run."""
+  import orbax.checkpoint as ocp
+
+  top = pathlib.Path(workdir).absolute() / "checkpoints"
+  for folder in sorted(top.iterdir(), reverse=True) if top.is_dir() else ():
+    if not has_steps(folder):
+      continue
+    manager = open_manager(folder, read_only=True)
+    try:
+      for step in sorted(manager.all_steps(), reverse=True):
+        with contextlib.suppress(Exception), quirks.quiet():  # damaged: the one before tells it too
+          record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+          if isinstance(record.record.get("config"), dict):
+            return record.record
+    finally:
+      manager.close()
+  return None
 
 
 def _of_another_config(manager: Any, step: int, like: core.State) -> str:
   """The first array of a checkpoint that has no place or another shape; "" where all fit."""
   try:
-    with _quiet():
+    with quirks.quiet():
       stored = _shapes(manager.item_metadata(step)["state"])
   except Exception:  # too damaged to say what it holds
     return ""
@@ -204,8 +257,10 @@ def _checksums(state: core.State) -> list[int]:
 class Saver:
   """Saves states of one stage in the background; orbax is imported at the first of them."""
 
-  def __init__(self, folder: pathlib.Path, config: ConfigDict, last: int):
-    self.folder, self.config, self.manager = folder, config, None
+  def __init__(
+    self, folder: pathlib.Path, config: ConfigDict, last: int, facts: Mapping | None = None
+  ):
+    self.folder, self.config, self.facts, self.manager = folder, config, facts, None
     self.last = last  # newest step that has been saved; -1: none
 
   def save(self, state: core.State, metrics: dict | None) -> None:
@@ -224,7 +279,10 @@ class Saver:
       if self.manager is None:
         keep, best = self.config.keep_checkpoints, self.config.best_metric
         self.manager = open_manager(self.folder, keep=keep, best=best)
-      save(self.manager, state, metrics)
+        for step in self.manager.all_steps():
+          if step > self.last:  # it was skipped, and what comes now takes its place
+            self.manager.delete(step)
+      save(self.manager, state, metrics, self.facts)
     self.last = int(state.step)
 
   @contextlib.contextmanager

@@ -33,14 +33,17 @@ class Place(NamedTuple):
   stem: str  # of all names: the stage, the step, and what else the samples belong to
   overwrite: bool = False
 
+  def top(self) -> Path:
+    """The folder that all goes to; ~ is the home folder."""
+    return Path(self.out).expanduser() if self.out else Path(self.workdir) / "samples"
+
   def path(self, name: str, ending: str) -> Path:
     """Of a file."""
-    folder = Path(self.out) if self.out else Path(self.workdir) / "samples"
-    return folder / f"{self.stem}_{name}.{ending}"
+    return self.top() / f"{self.stem}_{name}.{ending}"
 
   def folder(self) -> Path:
     """Of many files, whose names need no stem."""
-    return Path(self.out) if self.out else Path(self.workdir) / "samples" / self.stem
+    return self.top() if self.out else self.top() / self.stem
 
   def check(self, paths: Iterable[Path]) -> None:
     """Raises ValueError if a file is there that must not be overwritten, or none can be written."""
@@ -49,7 +52,7 @@ class Place(NamedTuple):
       raise ValueError(
         f"{found} is there already: give --overwrite to replace it, or another --out=DIR"
       )
-    folder = Path(self.out) if self.out else Path(self.workdir) / "samples"
+    folder = self.top()
     try:
       folder.mkdir(parents=True, exist_ok=True)
       with tempfile.TemporaryFile(dir=folder):

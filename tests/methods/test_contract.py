@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Kept
 from jax.experimental.key_reuse._core import check_key_reuse
 from jax.interpreters import partial_eval as pe
 
@@ -23,32 +23,6 @@ METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem !=
 
 def config_of(name, variant="test"):
   return importlib.import_module(f"configs.{name}").get_config(variant)
-
-
-class Kept:
-  """Compiled programs by name, as `programs.Shelf` keeps them, in memory and for one config.
-
-  A method's programs are compiled once for all the tests below, without LLVM's optimisations: where
-  bits are compared, both sides are of the same program.
-  """
-
-  def __init__(self):
-    self.programs, self.values = {}, {}
-
-  def find(self, name, like):
-    return self.programs.get(name)
-
-  def make(self, name, function, args, **how):
-    options = {**how.pop("compiler_options", {}), "xla_backend_optimization_level": 0}
-    lowered = jax.jit(function, **how).lower(*args)
-    self.programs[name] = lowered.compile(compiler_options=options)
-    return self.programs[name]
-
-  def read(self, name):
-    return self.values.get(name)
-
-  def write(self, name, value):
-    self.values[name] = value
 
 
 class Run(NamedTuple):

@@ -110,11 +110,19 @@ def test_truncation_that_cannot_be_names_its_flag(monkeypatch, tmp_path):
 
   monkeypatch.setattr(sampling, "newest", newest)
   monkeypatch.setattr(
-    sampling.record,
-    "read_config",
+    sampling.continuing,
+    "require_facts",
     lambda workdir: {"config": {"method": "biggan", "model": {"truncation": 0.5}}},
   )
   with pytest.raises(errors.UserError, match=r"^--truncation=-1.0 is not possible"):
     sampling.open_run(tmp_path, None, -1.0)
   with pytest.raises(errors.UserError, match=r"^--config.model.truncation"):
     sampling.open_run(tmp_path)
+
+
+def test_more_samples_than_the_memory_holds_are_refused(monkeypatch):
+  """In Python, where all are held at once: before the first is drawn."""
+  stub = types.SimpleNamespace(bytes=3144, numbers=lambda labels: labels, stream=None)
+  monkeypatch.setattr(sampling, "open_run", lambda *given: stub)
+  with pytest.raises(errors.UserError, match=r"2,000,000,000 samples would take .* GB .*stream"):
+    sampling.draw("DIR", seeds=range(2_000_000_000))

@@ -310,6 +310,16 @@ def test_parts_are_joined_up_to_a_number():
   ("method", "changes", "said"),
   [
     ("gan", {"metrics": ("mmd.codes",)}, r"mmd\.codes takes .* hold image: .*--config\.metrics"),
+    (
+      "gan",
+      {"metrics": ("digits.scores",), "num_eval_samples": 2},
+      r"digits\.scores needs 4 samples or more: raise --config\.num_eval_samples=2",
+    ),
+    (
+      "gan",
+      {"metrics": ("digits.scores",), "data.num_train": 1},
+      r"digits\.scores needs 4 real examples or more, the train split has 1: .*num_train=0",
+    ),
     ("gan", {"metrics": ("coverage.modes",)}, r"coverage\.modes needs data with known modes"),
     ("aae", {"metrics": ("mmd.codes", "probe.linear")}, r"probe\.linear .* hold code, .*latent"),
     (
@@ -326,6 +336,8 @@ def test_a_metric_that_has_not_what_it_needs_is_named_before_anything_is_read(
   if "num_classes" in changes:
     made = made._replace(infos=[made.infos[0]._replace(num_classes=changes["num_classes"])])
   made.config.metrics = changes["metrics"]
+  made.config.num_eval_samples = changes.get("num_eval_samples", 16)
+  made.config.data.num_train = changes.get("data.num_train", 0)
   monkeypatch.setattr(loop, "prepare", lambda *given: made)
   with pytest.raises(errors.UserError, match=said):
     loop.train(made.config, str(tmp_path / "run"))

@@ -7,6 +7,7 @@ import math
 import jax
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from gm import checks, core, errors, flags, inspection, job, sharding
 from gm.nn import conv
@@ -126,7 +127,13 @@ NAMED = [  # each was another recipe without a word, or an error that named no f
     r"data\.source='stream' .* embedded, folder, installed, points",
   ),
   ("gan", {"method": "__init__"}, r"--config\.method='__init__' is not known; there are aae, "),
-  ("gan", {"data.attributes": ("hair",)}, r"--config\.data\.attributes=.* none"),
+  ("gan", {"keep_checkpoints": 0}, r"--config\.keep_checkpoints=0 .* at least 1"),
+  (
+    "gan",
+    {"data.attributes": ("hair",)},
+    r"--config\.data\.attributes=.* is not read by .*embedded",
+  ),
+  ("sampling", {"num_steps": 5}, r"--config\.num_steps=5: nothing is trained"),
   ("gan", {"num_devices": -1}, r"-1 devices .*--config\.num_devices"),
   ("gan", {"cpu_devices": 10**6}, r"--config\.cpu_devices=1000000"),
   ("gan", {"method": "vae"}, r"--config\.model\.eval_k is missing: .*--config\.method"),
@@ -270,3 +277,82 @@ def test_a_folder_without_labels_is_named_as_one(name):
   folder = {"data.source": "folder", "data.channels": 1, "data.image_size": 28}
   with pytest.raises(ValueError, match=r"folder has none here: set --config.data.num_classes"):
     job.plan(config_of(name, **folder))
+
+
+# --- what a source does not read
+
+
+SETS = {  # source -> a set
+  "embedded": "mnist10k",
+  "installed": "digits",
+  "points": "ring",
+  "prepared": "mnist",
+  "folder": "mine",
+  "tfds": "mine",
+}
+SET_TO = {"image_size": 16, "channels": 1, "num_train": 9, "memory_mb": 1, "scale": 2.0}
+SET_TO |= {"attributes": ("hair_color",), "label_key": "hair_color"}
+
+
+def test_the_common_config_asks_nothing_of_a_set():
+  common = importlib.import_module("configs.common").base("none").data.to_dict()
+  assert {k: v for k, v in common.items() if k not in ("source", "name")} == checks.IDLE
+
+
+@pytest.mark.parametrize("source", SETS)
+def test_what_a_source_does_not_read_is_refused(source):
+  common = importlib.import_module("configs.common").base("none").data
+  data = changed(common, {"source": source, "name": SETS[source]})
+  reads = importlib.import_module(f"gm.data.{source}").reads(data)
+  checks.unread(data, reads)
+  assert reads - {"name"} <= set(checks.IDLE) | {"radius", "std", "num_modes"}
+  for key, idle in checks.IDLE.items():
+    other = changed(data, {key: SET_TO.get(key, 3 if isinstance(idle, int) else "other")})
+    if key in reads:
+      checks.unread(other, reads)
+      continue
+    with pytest.raises(ValueError, match=rf"^--config\.data\.{key}=.*source={source} .*set it to"):
+      checks.unread(other, reads)
+
+
+def test_what_another_law_reads_is_refused_too():
+  assert refusal(config_of("gan", "ring", **{"data.name": "moons"}), "data") is None
+  with pytest.raises(ValueError, match=r"data\.num_modes=5 is not read by .*'grid': take"):
+    config = config_of("gan", "ring")
+    with config.unlocked():
+      config.data.num_modes, config.data.name = 5, "grid"
+    job.plan(config)
+
+
+class Watched(dict):
+  """A config.data that knows which of its keys were read."""
+
+  def __init__(self, *given):
+    super().__init__(*given)
+    self.seen = set()
+
+  def __getitem__(self, key):
+    self.seen.add(key)
+    return super().__getitem__(key)
+
+  def get(self, key, default=None):
+    self.seen.add(key)
+    return super().get(key, default)
+
+
+@pytest.mark.parametrize(
+  ("source", "name"),
+  [("embedded", "mnist10k"), ("installed", "digits"), ("folder", "mine")]
+  + [("points", name) for name in ("ring", "grid", "gaussian1d", "moons", "spiral", "checkerboard")]
+  + [("points", name) for name in ("quadratic", "table", "correlated")],
+)
+def test_a_source_says_what_it_reads(source, name, tmp_path):
+  given = Watched({"source": source, "name": name})
+  if source == "folder":
+    given |= {"dir": str(tmp_path), "image_size": 4, "channels": 1, "num_classes": 0}
+    for i in range(12):
+      Image.new("L", (4, 4)).save(tmp_path / f"{i}.png")
+  module = importlib.import_module(f"gm.data.{source}")
+  module.info(given)
+  module.load(given, "train").batch(0, 2)
+  assert given.seen == module.reads(dict(given))

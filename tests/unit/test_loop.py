@@ -2,10 +2,14 @@
 
 import importlib
 import json
+import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import OPTIMISED
 
@@ -58,7 +62,7 @@ def tree_of(folder):
   return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*"))
 
 
-def test_damaged_checkpoints_are_skipped_and_removed_by_training_alone(tmp_path, caplog, capfd):
+def test_damaged_checkpoints_are_skipped_and_go_when_training_saves(tmp_path, caplog, capfd):
   saved(tmp_path, [(1, None), (2, None), (3, None)]).close()
   damage(tmp_path / "3")
   (tmp_path / "4.orbax-checkpoint-tmp").mkdir()  # of a run that is still going
@@ -70,11 +74,95 @@ def test_damaged_checkpoints_are_skipped_and_removed_by_training_alone(tmp_path,
   (record,) = caplog.records  # one line, no traceback of a library
   assert "3 skipped" in record.getMessage() and "\n" not in record.getMessage()
   assert "Traceback" not in capfd.readouterr().err
-  manager = checkpoint.open_manager(tmp_path)
-  state = checkpoint.restore(manager, like(), resume=True)
+  state = restored(tmp_path, resume=True)
   np.testing.assert_array_equal(state.params["g"], np.arange(1000.0) * 2)
-  assert sorted(manager.all_steps()) == [1, 2]
-  manager.close()
+  assert tree_of(tmp_path) == before
+  saver = checkpoint.Saver(tmp_path, config_of(), 2)
+  saver.save(state_at(3), None)
+  saver.close()
+  assert int(restored(tmp_path, resume=True).step) == 3
+
+
+def restored(folder, **how):
+  manager = checkpoint.open_manager(folder, read_only=True)
+  try:
+    return checkpoint.restore(manager, like(), **how)
+  finally:
+    manager.close()
+
+
+ODD = {  # reasons for which a file cannot be read, and whether that is for good
+  "open": (PermissionError(13, "Permission denied"), False),
+  "io": (OSError(5, "Input/output error"), False),
+  "tensorstore": (
+    ValueError("INTERNAL: Error reading x: Input/output error [os_error_code='5']"),
+    False,
+  ),
+  "gone": (FileNotFoundError(2, "No such file"), True),
+  "lost": (ValueError("NOT_FOUND: Error opening x [os_error_code='2']"), True),
+  "bytes": (ValueError("DATA_LOSS: Digest does not match"), True),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_cannot_be_read_now_is_no_reason_to_go_on_without(kind, tmp_path, monkeypatch):
+  """Training says so and stops, unless it is for good; reading modes take the one before."""
+  saved(tmp_path, [(1, None), (2, None)]).close()
+  error, lasting = ODD[kind]
+  whole = ocp.CheckpointManager.restore
+
+  def restore(self, step, *args, **kwargs):
+    if step == 2:
+      raise Exception("Encountered error while reading") from error
+    return whole(self, step, *args, **kwargs)
+
+  monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+  monkeypatch.setattr(checkpoint, "_of_another_config", lambda *given: "")
+  before = tree_of(tmp_path)
+  assert int(restored(tmp_path).step) == 1
+  if lasting:
+    assert int(restored(tmp_path, resume=True).step) == 1
+  else:
+    with pytest.raises(ValueError, match=rf"{tmp_path}/2 cannot be read now \(.*nothing was"):
+      restored(tmp_path, resume=True)
+  assert tree_of(tmp_path) == before
+
+
+def test_a_folder_may_have_any_name(tmp_path, caplog):
+  """Orbax looks for its files by a glob."""
+  folder = tmp_path / "a[b] *?%20"
+  saved(folder, [(1, None), (2, None)]).close()
+  assert int(restored(folder, resume=True).step) == 2
+  damage(folder / "2")
+  assert int(restored(folder).step) == 1 and f"checkpoint {folder}/2 skipped" in caplog.text
+
+
+def test_a_copy_under_a_larger_number_is_not_the_newest(tmp_path, caplog):
+  saved(tmp_path, [(1, None), (2, None)]).close()
+  shutil.copytree(tmp_path / "1", tmp_path / "100")
+  before = tree_of(tmp_path)
+  assert int(restored(tmp_path).step) == 2
+  assert "100 skipped: it holds step 1" in caplog.text
+  with pytest.raises(ValueError, match=rf"{tmp_path}/100 .*holds step 1.* move it out"):
+    restored(tmp_path, resume=True)
+  assert tree_of(tmp_path) == before
+
+
+def test_errors_that_come_too_late_are_not_told(tmp_path, monkeypatch):
+  """Of orbax' reads that were under way when another failed; those of others are."""
+  told = []
+  monkeypatch.setattr(sys, "unraisablehook", told.append)
+  saved(tmp_path, [(1, None)]).close()
+  for path in tmp_path.rglob("ocdbt.process_0/d/*"):
+    path.write_bytes(b"")
+  with pytest.raises(ValueError, match="none of the checkpoints"):
+    restored(tmp_path)
+  code = compile("0", "site-packages/orbax/serialization.py", "eval")
+  late = [(ValueError("x"), types.SimpleNamespace(cr_code=code))]
+  late += [(RuntimeError("Event loop is closed"), None)]
+  for error, of in [*late, (ValueError("another"), None)]:
+    sys.unraisablehook(types.SimpleNamespace(exc_value=error, object=of))
+  assert [str(one.exc_value) for one in told] == ["another"]
 
 
 def test_a_checkpoint_of_another_structure_is_one_of_another_config(tmp_path):
@@ -239,6 +327,11 @@ def test_stages_are_evaluated_as_they_end_where_the_config_evaluates_at_all(tmp_
     found = [(r["stage"], r["step"]) for r in records if "loss_d" not in r]
     assert found == expected
     assert json.loads((workdir / "eval.json").read_text())["step"] == 4
+  # a damaged checkpoint of the first stage is of no account: it is done
+  damage(max(checkpoint.stage_dir(str(workdir), 0, "4px").glob("[0-9]*")))
+  before = tree_of(workdir / "checkpoints"), (workdir / "metrics.jsonl").read_text()
+  loop.train(config, str(workdir))
+  assert before == (tree_of(workdir / "checkpoints"), (workdir / "metrics.jsonl").read_text())
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):

@@ -30,13 +30,14 @@ ALLOWED = {  # who may import what of gm
   "metrics": {"nets", "nn", "core", "metrics", "weights"},
   "errors": set(),
   "workdir": {"workdir", "core", "diagnostics", "errors"},
+  "continuing": {"progress", "workdir"},  # not what jobs are: it is of configs alone
   "progress": {"core", "diagnostics"},
   "interrupt": {"progress"},
   "feed": {"core", "job", "sharding"},
   "asked": {"errors", "progress"},
   "sampling": {
-    *("asked", "core", "errors", "inspection", "job", "pictures", "progress", "sharding"),
-    "workdir",
+    *("asked", "checks", "continuing", "core", "errors", "inspection", "job", "pictures"),
+    *("progress", "sharding", "workdir"),
   },
   "steps": {"core", "errors", "job", "programs", "sharding"},
 }
