@@ -11,6 +11,12 @@ import sys
 from types import ModuleType
 from typing import NamedTuple
 
+from gm import interrupt
+
+if __name__ == "__main__":  # before the imports that take time
+  interrupt.end_at_once()
+
+# isort: split
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -204,7 +210,7 @@ def work() -> None:
   if _MODE.value == "train":
     try:
       loop.train(config, workdir, shelf)
-    except loop.Stopped as stopped:
+    except interrupt.Stopped as stopped:
       print(stopped, flush=True)
       sys.exit(128 + stopped.signum)
   elif _MODE.value == "eval":
@@ -235,6 +241,8 @@ def verdict(error: Exception) -> tuple[str, int]:
 
   if isinstance(error, errors.UserError):
     return text, 2
+  if isinstance(error, OSError):  # of a disk, a folder, a network
+    return errors.sentence(error), 2
   if isinstance(error, FloatingPointError):
     return text, 1
   return f"{type(error).__name__}: {text[:1000]} (--traceback shows where)", 1
@@ -251,18 +259,18 @@ def main(argv: list[str]) -> None:
     fail(*verdict(error))
 
 
-def swallowed(unraisable: object) -> None:
-  """Ends the process for a Ctrl-C that fell into a callback, where Python would go on without."""
-  if unraisable.exc_type is KeyboardInterrupt:
-    print("interrupted", file=sys.stderr, flush=True)
-    os._exit(130)
-  sys.__unraisablehook__(unraisable)
+def unraisable(what: object) -> None:
+  """Shows what C code could not raise, but for what writing goes on to meet after it has failed.
+
+  Threads of TensorStore then speak to the event loop of a checkpoint that was given up.
+  """
+  if "Event loop is closed" not in str(what.exc_value):
+    sys.__unraisablehook__(what)
 
 
 if __name__ == "__main__":
-  sys.unraisablehook = swallowed
+  sys.unraisablehook = unraisable
   try:
     app.run(main, flags_parser=parse)
-  except KeyboardInterrupt:  # before or after training, which saves its state first
-    print("interrupted", file=sys.stderr, flush=True)
-    sys.exit(130)
+  except KeyboardInterrupt:
+    interrupt.leave("interrupted", 130)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from gm import checks, core, programs, sharding
 from gm.errors import UserError, user_input
-from gm.workdir import checkpoint, record
+from gm.workdir import checkpoint, lock, record
 
 # Keys that may change when a run is continued: they move no parameter on the way.
 FREE_KEYS = frozenset(
@@ -145,12 +145,15 @@ def data_config(config: ConfigDict, stage: core.Stage) -> ConfigDict:
   return ConfigDict({**config.data.to_dict(), **overrides})
 
 
-def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
+def open_workdir(job: Job, workdir: str, source: core.Source) -> IO:
   """Creates the workdir with its config.json, or checks that it belongs to this config and data.
 
+  Returns:
+    Its lock, which is held until it is closed.
+
   Raises:
-    UserError: if it cannot be written, belongs to a config that differs in more than FREE_KEYS, or
-      was trained on a set that has changed since.
+    UserError: if it cannot be written, belongs to a config that differs in more than FREE_KEYS,
+      was trained on a set that has changed since, or is being trained by another process.
   """
   with user_input():
     os.makedirs(workdir, exist_ok=True)
@@ -172,7 +175,13 @@ def open_workdir(job: Job, workdir: str, source: core.Source) -> None:
     if source.origin:
       data["set"] = source.origin
     facts = {"data": data, "stages": {stage.name: stage.num_steps for stage in job.stages}}
-    record.write_config(workdir, config, facts)
+    taken = lock.take(workdir)  # before anything is changed
+    try:
+      record.write_config(workdir, config, facts)
+    except BaseException:
+      taken.close()
+      raise
+  return taken
 
 
 def _compare(workdir: str, config: dict, free: frozenset) -> None:

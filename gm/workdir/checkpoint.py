@@ -11,7 +11,7 @@ import contextlib
 import logging
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +19,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gm import core
-from gm.errors import UserError, user_input
+from gm.errors import UserError, sentence
+from gm.workdir import files
+
+LOGGERS = ("absl", "asyncio")  # in which orbax says what it meets
+TRIES = 20  # to read the newest checkpoint of a training that goes on
 
 
 def stage_dir(workdir: str, index: int, name: str) -> pathlib.Path:
@@ -51,6 +55,8 @@ def open_manager(
   from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
   logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it opens
+  for name in LOGGERS:
+    logging.getLogger(name).addFilter(_untold)
   if read_only:
     return ocp.CheckpointManager(
       folder, options=ocp.CheckpointManagerOptions(read_only=True, create=False)
@@ -107,22 +113,19 @@ def restore(
     ValueError: if there are checkpoints but none can be read, or if they hold a state of another
       structure.
   """
-  import orbax.checkpoint as ocp
-
-  steps = sorted(manager.all_steps() if step is None else [step], reverse=True)
-  damaged = []
-  for candidate in steps:
+  listed = lambda: sorted(manager.all_steps() if step is None else [step], reverse=True)
+  steps, damaged, tries = listed(), [], TRIES
+  while steps:
+    candidate = steps.pop(0)
     try:
-      with _quiet():
-        found = manager.restore(
-          candidate,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
-          ),
-        )
-      if found.record["crc32"] != _checksums(found.state):
-        raise ValueError("its contents do not match their checksums")
+      state = _read(manager, like, candidate)
     except Exception as error:  # orbax, tensorstore and zarr each raise their own kinds
+      if not resume and step is None and tries:
+        before, tries = {candidate, *steps, *damaged}, tries - 1
+        manager.reload()
+        if set(listed()) != before:  # a training goes on, and has deleted what was being read
+          steps, damaged = listed(), []
+          continue
       differs = _of_another_config(manager, candidate, like)
       if differs:
         raise ValueError(
@@ -135,7 +138,7 @@ def restore(
       continue
     for d in damaged if resume else ():
       manager.delete(d)
-    return found.state
+    return state
   if damaged:
     raise ValueError(
       f"none of the checkpoints {damaged} in {manager.directory} can be read: remove the folder, or"
@@ -144,10 +147,40 @@ def restore(
   return None
 
 
+def _read(manager: Any, like: core.State, step: int) -> core.State:
+  """A state that is as it was written, or whatever error its reader meets."""
+  import orbax.checkpoint as ocp
+
+  args = {"state": ocp.args.StandardRestore(like), "record": ocp.args.JsonRestore()}
+  with _quiet():
+    found = manager.restore(step, args=ocp.args.Composite(**args))
+  if found.record["crc32"] != _checksums(found.state):
+    raise ValueError("its contents do not match their checksums")
+  return found.state
+
+
+def _untold(record: logging.LogRecord) -> bool:
+  """False for a fault of the disk: it comes as an error too, and orbax logs pages about it."""
+  return not files.fault(f"{record.getMessage()} {record.exc_info and record.exc_info[1]}")
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+  """Turns what orbax and TensorStore say of a disk into a UserError of one line."""
+  try:
+    yield
+  except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+    try:
+      with files.explained(folder):
+        raise files.fault(str(error)) or error
+    except Exception as told:
+      raise UserError(sentence(told)) from error
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Without the tracebacks that orbax and asyncio log of a checkpoint that cannot be read."""
-  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+  loggers = [logging.getLogger(name) for name in LOGGERS]
   levels = [logger.level for logger in loggers]
   for logger in loggers:
     logger.setLevel(logging.CRITICAL + 1)
@@ -220,7 +253,7 @@ class Saver:
         f"--config.best_metric={self.config.best_metric} is none of the evaluation's metrics:"
         f" {', '.join(sorted(metrics))}"
       )
-    with user_input():
+    with _writing(self.folder):
       if self.manager is None:
         keep, best = self.config.keep_checkpoints, self.config.best_metric
         self.manager = open_manager(self.folder, keep=keep, best=best)
@@ -228,18 +261,32 @@ class Saver:
     self.last = int(state.step)
 
   @contextlib.contextmanager
-  def rescuing(self, state: core.State) -> Iterator[None]:
-    """Saves the state if the input fails inside, such as a damaged file met on the way."""
+  def rescuing(self, state: Callable[[], core.State]) -> Iterator[None]:
+    """Whatever goes wrong inside, what is being saved is saved to its end.
+
+    The state is saved too if the fault is the input's or the disk's, such as a damaged file that is
+    met on the way. Where that fails as well, the first error is still the one that is told.
+
+    Args:
+      state: returns the state, or raises an error where it is not worth keeping.
+    """
     try:
       yield
-    except UserError:
-      if int(state.step) > self.last:
-        self.save(state, None)
-      self.close()
+    except Exception as error:
+      lasting = isinstance(error, UserError | OSError)
+      if jax.process_count() == 1:  # others would have to save with it
+        with contextlib.suppress(Exception):
+          if lasting:
+            self.save(state(), None)
+        with contextlib.suppress(Exception):
+          self.close()
+      if isinstance(error, OSError):
+        raise UserError(sentence(error)) from error
       raise
 
   def close(self) -> None:
     """Waits until all is on disk."""
-    if self.manager is not None:
-      with user_input():
-        self.manager.close()
+    manager, self.manager = self.manager, None
+    if manager is not None:
+      with _writing(self.folder):
+        manager.close()

@@ -187,26 +187,30 @@ def write_kinds(
   """
   batch = {k: np.asarray(v) for k, v in batch.items()}
   reference = {k: np.asarray(v) for k, v in (reference or {}).items()}
-  written, drawn = [], False
-  if any(k in batch for k in ("point", "series", "row", "roll")):
-    written.append(write_arrays(where("", "npz"), batch))
+  found = {}
   for kind, x in batch.items():
-    real, name = reference.get(kind), kind if drawn else ""
+    real, name = reference.get(kind), kind if found else ""
     if kind == "text":
       lines = "\n".join(_texts(x, getattr(info, "vocab_size", 0))) + "\n"
-      written.append(files.write_bytes(where(name, "txt"), lines.encode()))
+      found[where(name, "txt")] = lines.encode()
     elif kind == "roll":
       images = 2.0 * np.swapaxes(x[:MAX_TILES], 1, 2)[:, ::-1, :, None] - 1.0
-      written.append(write_grid(where(name, "png"), images))
+      found[where(name, "png")] = _png(grid(images))
     elif kind in plots.BY_KIND:
-      written.append(files.write_bytes(where(name, "png"), plots.BY_KIND[kind](x, real, info)))
+      found[where(name, "png")] = plots.BY_KIND[kind](x, real, info)
     elif x.ndim == 4:
       x = x[:MAX_TILES] if rows == 1 else x.reshape(rows, -1, *x.shape[1:])
-      written.append(write_grid(where(name, "png"), x))
-    else:
-      continue  # labels and other conditions
-    drawn = True
-  return written
+      found[where(name, "png")] = _png(grid(x))
+  written = []
+  if any(k in batch for k in ("point", "series", "row", "roll")):
+    written.append(write_arrays(where("", "npz"), batch))
+  # the first comes last: where it is, all are, see `is_drawn`
+  return written + [files.write_bytes(*item) for item in reversed(found.items())]
+
+
+def is_drawn(workdir: str | Path, stage: str, step: int) -> bool:
+  """Whether the samples of a step are there, which are written after all of its other pictures."""
+  return any(sample_path(workdir, stage, step, "", end).exists() for end in ("png", "txt"))
 
 
 def write_show(
@@ -258,6 +262,8 @@ def write_show(
 def write_gif(workdir: str | Path, stage: str, max_frames: int = 60) -> Path | None:
   """Writes DIR/samples/<stage>.gif from the stage's PNGs, the last frame held for two seconds.
 
+  A film that is younger than all of its pictures is left as it is.
+
   Args:
     workdir: the run's folder.
     stage: the stage's name.
@@ -271,6 +277,9 @@ def write_gif(workdir: str | Path, stage: str, max_frames: int = 60) -> Path | N
   paths = [p.path for p in read_pictures(workdir, ("png",)) if p.stage == stage and not p.name]
   if not paths:
     return None
+  out, made = Path(workdir) / "samples" / f"{stage}.gif", lambda path: path.stat().st_mtime_ns
+  if out.exists() and made(out) > max(map(made, paths)):
+    return out
   if len(paths) > max_frames:
     chosen = np.linspace(0, len(paths) - 1, max_frames).round().astype(int)
     paths = [paths[i] for i in chosen]
@@ -280,7 +289,7 @@ def write_gif(workdir: str | Path, stage: str, max_frames: int = 60) -> Path | N
       frames.append(image.convert("L" if image.mode == "L" else "RGB"))
   frames = [f if f.size == frames[-1].size else f.resize(frames[-1].size) for f in frames]
   encoded = gif(frames, [200] * (len(frames) - 1) + [2000])
-  return files.write_bytes(Path(workdir) / "samples" / f"{stage}.gif", encoded)
+  return files.write_bytes(out, encoded)
 
 
 def gif(pictures: Sequence[Any], milliseconds: int | Sequence[int]) -> bytes:
