@@ -60,7 +60,10 @@ _OVERWRITE = flags.DEFINE_bool(
 _JSON = flags.DEFINE_bool("json", False, "With --mode=inspect: a last line for programs.")
 _LAYERS = flags.DEFINE_bool("layers", False, "With --mode=inspect: the layers of every network.")
 _DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "One of several processes of a job: calls jax.distributed.initialize()."
+  "distributed", False, "One of several processes of a job, which JAX_... variables describe."
+)
+_WAIT = flags.DEFINE_integer(
+  "wait", 300, "With --distributed: seconds for all processes to start.", lower_bound=1
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error of the input was found.")
 
@@ -95,6 +98,8 @@ def check_together() -> None:
     for other in others:
       if FLAGS[name].present and FLAGS[other].present:
         raise ValueError(f"--{name} and --{other} exclude each other: give one of them")
+  if FLAGS["wait"].present and not _DISTRIBUTED.value:
+    raise ValueError("--wait belongs to --distributed")
   if FLAGS["frames"].present and not FLAGS["walk"].present:
     raise ValueError("--frames belongs to --walk: give the seeds to walk between")
 
@@ -154,11 +159,6 @@ def parse(argv: list[str]) -> list[str]:
     fail(reason(error, argv))
 
 
-def _environment(name: str) -> int | None:
-  """A number that the launcher may have set; clusters that jax knows need none."""
-  return int(os.environ[name]) if name in os.environ else None
-
-
 def read_ahead(config: ConfigDict, workdir: str) -> object:
   """Begins to load what an earlier start has compiled, before all else is imported."""
   from gm import programs, sharding
@@ -202,11 +202,11 @@ def work() -> None:
   from gm import loop  # after the flags: a mistyped one should not wait for jax
 
   if _DISTRIBUTED.value:
-    import jax
+    from gm import processes
+    from gm.errors import user_input
 
-    jax.distributed.initialize(
-      num_processes=_environment("JAX_NUM_PROCESSES"), process_id=_environment("JAX_PROCESS_ID")
-    )
+    with user_input():
+      processes.join(_WAIT.value, _TRACEBACK.value)
   if _MODE.value == "train":
     try:
       loop.train(config, workdir, shelf)
@@ -256,7 +256,12 @@ def main(argv: list[str]) -> None:
   except Exception as error:
     if _TRACEBACK.value:
       raise
-    fail(*verdict(error))
+    said, status = verdict(error)
+    if _DISTRIBUTED.value:
+      from gm import processes
+
+      processes.give_up(error, said, status)
+    fail(said, status)
 
 
 def unraisable(what: object) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+ERRORS = 2  # the file descriptor for a last line
 ASKING = (signal.SIGTERM, signal.SIGINT)
 
 _holder: Interrupt | None = None  # of what saves before the process ends
@@ -34,7 +35,7 @@ class Break(BaseException):
 def leave(line: str, status: int) -> NoReturn:
   """Ends the process with a line, whatever its threads wait for."""
   with contextlib.suppress(OSError):
-    os.write(2, f"{line}\n".encode())
+    os.write(ERRORS, f"{line}\n".encode())
   os._exit(status)
 
 
