@@ -9,15 +9,54 @@ import signal
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm import errors, evaluation, feed, job, loop
+from gm import core, errors, evaluation, feed, job, loop
 from gm.interrupt import Interrupt, Stopped
-from gm.workdir import files, lock, log
+from gm.methods import gan
+from gm.workdir import curves, files, lock, log
 
 KEYS = {"num_devices": 1, "metrics": (), "num_steps": 6, "log_every": 2, "checkpoint_every": 2}
-KEYS |= {"sample_every": 2, "eval_every": 0}
+KEYS |= {"sample_every": 2, "eval_every": 0, "batch_size": 50}
+
+
+def stages(config, info):
+  """A method that is compiled in no time: an image goes to the mean of all."""
+
+  def init(key, batch, prev):
+    return core.State(jnp.zeros((), jnp.int32), {"w": jax.random.normal(key, (28, 28, 1))}, {})
+
+  def step(state, batch, key):
+    w = state.params["w"]
+    way = batch["image"].mean(0) - w + 0.1 * jax.random.normal(key, w.shape)
+    state = state.replace(step=state.step + 1, params={"w": w + 0.1 * way})
+    return state, {"loss_w": jnp.square(way).mean()}
+
+  def sample(state, batch, key):
+    return {"image": jax.random.normal(key, batch["image"].shape) + state.params["w"]}
+
+  def evaluate(state, batch, key):
+    return {"mse": jnp.square(batch["image"] - state.params["w"]).mean()}
+
+  def show(state, batch, key):
+    return {"mean": state.params["w"][None]}
+
+  return [core.Stage("train", config.num_steps, init, step, sample, evaluate, show)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(gan, "stages", stages)
+    yield
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+  if "full_disk" not in request.node.name:  # they take as long as all else
+    monkeypatch.setattr(curves, "draw", lambda records: None)
 
 
 def config_of(**changes):
@@ -65,7 +104,7 @@ def full_for(monkeypatch, name):
   monkeypatch.setattr(files, "open", opened, raising=False)
 
 
-EVERY = ("config.json", "train_00000002_interpolation", "train_00000004.png", "train.gif")
+EVERY = ("config.json", "train_00000002_mean", "train_00000004.png", "train.gif")
 EVERY = (*EVERY, "eval.json", "curves.png", "report.html")
 
 
@@ -251,7 +290,7 @@ def test_strange_lines_in_the_log_do_not_keep_a_run_from_going_on(tmp_path):
 def test_a_call_is_short_however_many_steps_are_asked_for(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(feed.time, "perf_counter", lambda: now[0])
-  ready = jax.numpy.zeros(())
+  ready = jnp.zeros(())
   for each, expected in ((0.1, 10), (3.0, 1), (1e-9, 65_536)):
     pace = feed.Pace(65_536, 65_536)
     for _ in range(30):

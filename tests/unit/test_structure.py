@@ -32,6 +32,7 @@ ALLOWED = {  # who may import what of gm
   "workdir": {"workdir", "core", "diagnostics", "errors"},
   "progress": {"core", "diagnostics"},
   "interrupt": {"progress"},
+  "processes": {"interrupt"},
   "feed": {"core", "job", "sharding"},
   "asked": {"errors", "progress"},
   "sampling": {
