@@ -359,22 +359,18 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(finished, tmp_path):
-  """Files may have 100 kB, as those of step 10 do; the room for step 20 is taken away."""
-  import resource
-
-  workdir, full = tmp_path / "f", f"--workdir={tmp_path / 'f'}"
-  status, out, err = run(full, *SHORT, "--config.num_steps=10")
-  assert status == 0, out + err
-  largest = max(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
-  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
-  process = subprocess.run(
-    command(full, *SHORT), cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=300
-  )
-  assert process.returncode == 2, process.stdout + process.stderr
-  (line,) = process.stderr.splitlines()
-  assert re.match(r"error: cannot write \S+/checkpoints/00-train: File too large; give", line)
-  status, out, err = run(full, *SHORT)
-  assert status == 0 and "resumed at step 10" in out, out + err
+  """No file may be as large as a checkpoint's largest: step 20 stays, step 30 finds no room."""
+  workdir = tmp_path / "f"
+  shutil.copytree(finished[0], workdir, ignore=lambda folder, names: {"30", "40"} & set(names))
+  size = max(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
+  cmd = command(f"--workdir={workdir}", *SHORT)
+  limited = ["sh", "-c", f'ulimit -f {size // 2 // 512}; exec "$@"', "sh", *cmd]
+  out, err = (process := start(limited)).communicate(timeout=300)
+  assert process.returncode == 2 and "resumed at step 20" in out, out + err
+  assert err.count("\n") == 1, err
+  assert re.match(r"error: cannot write \S+/checkpoints/00-train: File too large; give", err)
+  status, out, err = run(f"--workdir={workdir}", *SHORT)
+  assert status == 0 and "resumed at step 20" in out, out + err
   for a, b in zip(arrays(finished[0]), arrays(workdir), strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -386,7 +382,7 @@ def test_a_training_is_read_beside_it_and_nobody_else_trains_there(tmp_path):
   from gm import errors, evaluation, loop
   from gm.workdir import record
 
-  flags = ("--config.num_steps=150", "--config.metrics=()", "--config.sample_every=0")
+  flags = ("--config.num_steps=100", "--config.metrics=()", "--config.sample_every=0")
   flags = (*flags, "--config.log_every=0", "--config.keep_checkpoints=1")
   workdir, evaluated = tmp_path / "two", 0
   process = start(command(f"--workdir={workdir}", *flags, "--config.checkpoint_every=1"))
@@ -401,10 +397,10 @@ def test_a_training_is_read_beside_it_and_nobody_else_trains_there(tmp_path):
     evaluated += 1
   out, err = process.communicate()
   assert process.returncode == 0 and not err, out + err
-  assert evaluated > 1
+  assert evaluated > 0
   status, out, err = run(f"--workdir={tmp_path}/one", *flags, "--config.checkpoint_every=0")
   assert status == 0, out + err
-  for a, b in zip(arrays(workdir, 150), arrays(tmp_path / "one", 150), strict=True):
+  for a, b in zip(arrays(workdir, 100), arrays(tmp_path / "one", 100), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -486,7 +482,7 @@ def test_readme_names_every_workdir_file():
 
 JOB = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 NO_JOB = {  # values of the three -> the variable that is named
-  ("", "", ""): "JAX_COORDINATOR_ADDRESS=",
+  ("", "2", "0"): "JAX_COORDINATOR_ADDRESS= is not possible",
   ("localhost", "2", "0"): "JAX_COORDINATOR_ADDRESS=localhost is not possible",
   ("localhost:0", "2", "0"): "JAX_COORDINATOR_ADDRESS=localhost:0 is not possible",
   ("localhost:9", "two", "0"): "JAX_NUM_PROCESSES=two is not possible",
