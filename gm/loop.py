@@ -142,7 +142,8 @@ class Run:
       elif not finished:  # a sampler: nothing to train, something to show
         self.saver.save(self.state, None)
         self._draw()
-      samples.write_gif(shared.desk, stage.name)
+      if not (finished and samples.is_filmed(shared.desk, stage.name)):
+        samples.write_gif(shared.desk, stage.name)
     if not finished:
       self.bar.close()
       self.saver.close()

@@ -205,7 +205,9 @@ def write_kinds(
   if any(k in batch for k in ("point", "series", "row", "roll")):
     written.append(write_arrays(where("", "npz"), batch))
   # the first comes last: where it is, all are, see `is_drawn`
-  return written + [files.write_bytes(*item) for item in reversed(found.items())]
+  for path, data in reversed(found.items()):
+    files.write_bytes(path, data)
+  return [*written, *found]
 
 
 def is_drawn(workdir: str | Path, stage: str, step: int) -> bool:
@@ -262,8 +264,6 @@ def write_show(
 def write_gif(workdir: str | Path, stage: str, max_frames: int = 60) -> Path | None:
   """Writes DIR/samples/<stage>.gif from the stage's PNGs, the last frame held for two seconds.
 
-  A film that is younger than all of its pictures is left as it is.
-
   Args:
     workdir: the run's folder.
     stage: the stage's name.
@@ -277,9 +277,6 @@ def write_gif(workdir: str | Path, stage: str, max_frames: int = 60) -> Path | N
   paths = [p.path for p in read_pictures(workdir, ("png",)) if p.stage == stage and not p.name]
   if not paths:
     return None
-  out, made = Path(workdir) / "samples" / f"{stage}.gif", lambda path: path.stat().st_mtime_ns
-  if out.exists() and made(out) > max(map(made, paths)):
-    return out
   if len(paths) > max_frames:
     chosen = np.linspace(0, len(paths) - 1, max_frames).round().astype(int)
     paths = [paths[i] for i in chosen]
@@ -289,7 +286,14 @@ def write_gif(workdir: str | Path, stage: str, max_frames: int = 60) -> Path | N
       frames.append(image.convert("L" if image.mode == "L" else "RGB"))
   frames = [f if f.size == frames[-1].size else f.resize(frames[-1].size) for f in frames]
   encoded = gif(frames, [200] * (len(frames) - 1) + [2000])
-  return files.write_bytes(out, encoded)
+  return files.write_bytes(Path(workdir) / "samples" / f"{stage}.gif", encoded)
+
+
+def is_filmed(workdir: str | Path, stage: str) -> bool:
+  """Whether DIR/samples/<stage>.gif is there, and younger than all that it shows."""
+  paths = [p.path for p in read_pictures(workdir, ("png",)) if p.stage == stage and not p.name]
+  film, made = Path(workdir) / "samples" / f"{stage}.gif", lambda path: path.stat().st_mtime_ns
+  return film.exists() and made(film) >= max(map(made, paths), default=0)
 
 
 def gif(pictures: Sequence[Any], milliseconds: int | Sequence[int]) -> bytes:
