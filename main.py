@@ -11,6 +11,12 @@ import sys
 from types import ModuleType
 from typing import NamedTuple
 
+from gm import interrupt
+
+if __name__ == "__main__":  # before the imports that take time
+  interrupt.end_at_once()
+
+# isort: split
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -54,7 +60,10 @@ _OVERWRITE = flags.DEFINE_bool(
 _JSON = flags.DEFINE_bool("json", False, "With --mode=inspect: a last line for programs.")
 _LAYERS = flags.DEFINE_bool("layers", False, "With --mode=inspect: the layers of every network.")
 _DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "One of several processes of a job: calls jax.distributed.initialize()."
+  "distributed", False, "One of several processes of a job, which JAX_... variables describe."
+)
+_WAIT = flags.DEFINE_integer(
+  "wait", 300, "With --distributed: seconds for all processes to start.", lower_bound=1
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error of the input was found.")
 
@@ -89,6 +98,8 @@ def check_together() -> None:
     for other in others:
       if FLAGS[name].present and FLAGS[other].present:
         raise ValueError(f"--{name} and --{other} exclude each other: give one of them")
+  if FLAGS["wait"].present and not _DISTRIBUTED.value:
+    raise ValueError("--wait belongs to --distributed")
   if FLAGS["frames"].present and not FLAGS["walk"].present:
     raise ValueError("--frames belongs to --walk: give the seeds to walk between")
 
@@ -148,11 +159,6 @@ def parse(argv: list[str]) -> list[str]:
     fail(reason(error, argv))
 
 
-def _environment(name: str) -> int | None:
-  """A number that the launcher may have set; clusters that jax knows need none."""
-  return int(os.environ[name]) if name in os.environ else None
-
-
 def read_ahead(config: ConfigDict, workdir: str) -> object:
   """Begins to load what an earlier start has compiled, before all else is imported."""
   from gm import programs, sharding
@@ -189,28 +195,24 @@ def request(sampling: ModuleType) -> NamedTuple:
 def work() -> None:
   """Calls the part of gm that the mode names."""
   logging.set_verbosity(logging.WARNING)  # jax tells which backends it did not find
-  config, workdir = (
-    _CONFIG.value,
-    _WORKDIR.value
-    and os.path.abspath(
-      os.path.expanduser(_WORKDIR.value)  # the shell leaves --workdir=~/x as it is
-    ),
-  )
+  config, workdir = _CONFIG.value, _WORKDIR.value
+  if workdir is not None:  # the shell leaves --workdir=~/x as it is
+    workdir = os.path.abspath(os.path.expanduser(workdir))
   shelf = None
   if _MODE.value == "train" and not _DISTRIBUTED.value:
     shelf = read_ahead(config, workdir)
   from gm import loop  # after the flags: a mistyped one should not wait for jax
 
   if _DISTRIBUTED.value:
-    import jax
+    from gm import processes
+    from gm.errors import user_input
 
-    jax.distributed.initialize(
-      num_processes=_environment("JAX_NUM_PROCESSES"), process_id=_environment("JAX_PROCESS_ID")
-    )
+    with user_input():
+      processes.join(_WAIT.value, _TRACEBACK.value)
   if _MODE.value == "train":
     try:
       loop.train(config, workdir, shelf)
-    except loop.Stopped as stopped:
+    except interrupt.Stopped as stopped:
       print(stopped, flush=True)
       sys.exit(128 + stopped.signum)
   elif _MODE.value == "eval":
@@ -241,6 +243,8 @@ def verdict(error: Exception) -> tuple[str, int]:
 
   if isinstance(error, errors.UserError):
     return text, 2
+  if isinstance(error, OSError):  # of a disk, a folder, a network
+    return errors.sentence(error), 2
   if isinstance(error, FloatingPointError):
     return text, 1
   return f"{type(error).__name__}: {text[:1000]} (--traceback shows where)", 1
@@ -254,21 +258,16 @@ def main(argv: list[str]) -> None:
   except Exception as error:
     if _TRACEBACK.value:
       raise
-    fail(*verdict(error))
+    said, status = verdict(error)
+    if _DISTRIBUTED.value:
+      from gm import processes
 
-
-def swallowed(unraisable: object) -> None:
-  """Ends the process for a Ctrl-C that fell into a callback, where Python would go on without."""
-  if unraisable.exc_type is KeyboardInterrupt:
-    print("interrupted", file=sys.stderr, flush=True)
-    os._exit(130)
-  sys.__unraisablehook__(unraisable)
+      processes.give_up(error, said, status)
+    fail(said, status)
 
 
 if __name__ == "__main__":
-  sys.unraisablehook = swallowed
   try:
     app.run(main, flags_parser=parse)
-  except KeyboardInterrupt:  # before or after training, which saves its state first
-    print("interrupted", file=sys.stderr, flush=True)
-    sys.exit(130)
+  except KeyboardInterrupt:
+    interrupt.leave("interrupted", 130)

@@ -16,9 +16,18 @@ def user_input() -> Iterator[None]:
   try:
     yield
   except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-      text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, KeyError) and error.args:
-      text = error.args[0]  # its str() is a repr
-    raise UserError(" ".join(text.split())) from error
+    raise UserError(sentence(error)) from error
+
+
+def sentence(error: Exception) -> str:
+  """What an error says, in one line.
+
+  >>> sentence(FileNotFoundError(2, "No such file or directory", "/tmp/x"))
+  '/tmp/x: No such file or directory'
+  """
+  text = str(error)
+  if isinstance(error, OSError) and error.strerror:
+    text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+  if isinstance(error, KeyError) and error.args:
+    text = str(error.args[0])  # its str() is a repr
+  return " ".join(text.split())

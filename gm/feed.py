@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gm import core, sharding
 from gm.job import Job
 
 CALL_SECONDS = 0.3  # aim for one compiled call: long beside its start, short beside a signal
+MOST_SECONDS = 1.0  # of a call whose number of steps is asked for
 MAX_STEPS_PER_CALL = 64
+STEPS_TOGETHER = 8  # of several processes
 DEVICE_BYTES = 2**30  # a data set up to this size lives in device memory
 
 
@@ -25,11 +28,15 @@ def on_device(source: core.Source, mesh: jax.sharding.Mesh) -> tuple[core.Source
 
 
 class Pace:
-  """How many steps a call does: as many as take CALL_SECONDS, by the clock."""
+  """How many steps a call does: as many as are asked for or take CALL_SECONDS, by the clock.
+
+  Between two calls a run looks for signals, so none may take long, however many are asked for.
+  """
 
   def __init__(self, fixed: int, most: int):
-    self.steps, self.fixed, self.most = min(fixed or 1, most), fixed, most
-    self.pending, self.last = None, None
+    self.steps, self.most = 1, min(fixed or most, most)
+    self.seconds = MOST_SECONDS if fixed else CALL_SECONDS
+    self.pending, self.last, self.settled = None, None, False
 
   def wait(self, done: jax.Array, n: int) -> None:
     """Lets the host run at most one call ahead of the device, and measures."""
@@ -38,9 +45,12 @@ class Pace:
       return
     before[0].block_until_ready()
     now = time.perf_counter()
-    if self.last is not None and not self.fixed:
-      each = max(1e-6, (now - self.last) / before[1])
-      self.steps = int(np.clip(CALL_SECONDS / each, 1, min(self.most, 2 * self.steps)))
+    if self.last is not None and not self.settled:
+      each, fastest = max(1e-6, (now - self.last) / before[1]), 2 * self.steps
+      if jax.process_count() > 1:  # clocks differ, and all must make the same calls
+        each, fastest = float(multihost_utils.broadcast_one_to_all(np.float32(each))), self.most
+        self.settled = True
+      self.steps = int(np.clip(self.seconds / each, 1, min(self.most, fastest)))
     self.last = now
 
 
@@ -53,13 +63,14 @@ def make_feed(job: Job, index: int, source: core.Source) -> tuple[Pace, Callable
   size, where = job.sizes[index], sharding.batched(job.mesh, 1)
   fixed = job.config.steps_per_call
   if jax.process_count() > 1:
-    fixed = fixed or 8  # clocks differ, and all processes must make the same calls
+    fixed = fixed or STEPS_TOGETHER
   if source.arrays is not None:
     most = max(fixed, MAX_STEPS_PER_CALL)
 
     def index_rows(start, n):
-      found = [source.indices(start + min(j, n - 1), size) for j in range(most)]
-      return sharding.put(np.stack(found), where)  # one shape for every n
+      found = [source.indices(start + j, size) for j in range(n)]
+      found += found[-1:] * (most - n)  # one shape for every n
+      return sharding.put(np.stack(found), where)
 
     return Pace(fixed, most), index_rows
 

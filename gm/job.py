@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from gm import checks, continuing, core, programs, sharding
 from gm.errors import UserError, user_input
 from gm.progress import say
-from gm.workdir import checkpoint, record
+from gm.workdir import checkpoint, lock, record
 
 
 class Job(NamedTuple):
@@ -146,16 +146,23 @@ def check_workdir(job: Job, workdir: str) -> None:
       _check(workdir, facts["config"], job.config, reading=False)
 
 
-def open_workdir(job: Job, workdir: str, source: core.Source) -> dict:
+def open_workdir(job: Job, held: lock.Lock, source: core.Source) -> dict:
   """Creates the workdir with its config.json, or writes that anew; returns what is on record.
 
+  Args:
+    job: the run.
+    held: the lock of the workdir, which is taken before anything is written.
+    source: the training split.
+
   Raises:
-    UserError: if it cannot be written, does not pass `check_workdir`, or was trained on a set that
-      has changed since.
+    UserError: if it cannot be written, is being trained by another process, does not pass
+      `check_workdir`, or was trained on a set that has changed since.
   """
-  check_workdir(job, workdir)
+  workdir = str(held.workdir)
   with user_input():
     os.makedirs(workdir, exist_ok=True)
+    held.take()
+    check_workdir(job, workdir)
     changed = data_changes(workdir, source)
     if changed:
       raise ValueError(

@@ -7,26 +7,24 @@ killed and resumed ends with the same parameters, bit for bit, as one that was n
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from gm import continuing, core, diagnostics, evaluation, feed, programs, steps
 from gm.errors import UserError, user_input
-from gm.interrupt import Interrupt
+from gm.interrupt import Interrupt, Stopped
 from gm.job import Job, check_workdir, last_state, load, open_workdir, prepare, restore
 from gm.progress import Bar, Clock, say
-from gm.workdir import checkpoint, log, report, samples
+from gm.workdir import checkpoint, lock, log, report, samples
 
-
-class Stopped(Exception):
-  """The run was asked to stop by a signal and has saved its state."""
-
-  def __init__(self, message: str, signum: int):
-    super().__init__(message)
-    self.signum = signum
+AGREE_CALLS = 8  # between two questions of several processes to one another
 
 
 class Shared(NamedTuple):
@@ -58,30 +56,46 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
   job = prepare(config, shelf)
   evaluation.try_metrics(job)
   desk = workdir if jax.process_index() == 0 else tempfile.mkdtemp()
-  check_workdir(job, desk)
-  resumed = last_state(job, workdir, resume=True)
-  start, state = resumed or initial_state(job)
-  source = load(job, start, "train")
-  evaluation.enough(job, "train", source)
-  facts = {**open_workdir(job, desk, source), "devices": job.mesh.size}
-  with user_input():
-    lines = log.Log(desk)
-  try:
-    with Interrupt() as interrupt:
+  with lock.Lock(desk) as held:
+    check_workdir(job, desk)
+    resumed = last_state(job, workdir, resume=True)
+    start, state = resumed or initial_state(job)
+    source = load(job, start, "train")
+    evaluation.enough(job, "train", source)
+    facts = {**open_workdir(job, held, source), "devices": job.mesh.size}
+    with opened(desk) as lines, Interrupt() as interrupt:
       shared = Shared(job, workdir, desk, lines, interrupt, shelf, facts)
       for index in range(start, len(job.stages)):
         here = source if index == start else load(job, index, "train")
         run = Run(shared, index, state, here, bool(resumed) and index == start)
         state = run.train()
-    metrics = run.evaluator.finish(desk, state)
-    say(evaluation.spell(metrics))
-    last = {"stage": job.stages[-1].name, "step": int(state.step), **metrics}
-    for alarm in diagnostics.alarms([last]):
-      say(f"ALARM {alarm.name} at the end: {alarm.message}")
-  finally:
-    lines.close()
-    report.write(desk)
+        interrupt.check(f"saved at step {run.step} of {run.stage.name}; the same command resumes")
+        interrupt.holds = False  # until the next stage has done a step
+      interrupt.holds = True
+      metrics = interrupt.attempt(lambda: run.evaluator.finish(desk, state))
+      interrupt.check("trained and saved, not evaluated: the same command does it")
+      say(evaluation.spell(metrics))
+      last = {"stage": job.stages[-1].name, "step": int(state.step), **metrics}
+      for alarm in diagnostics.alarms([last]):
+        say(f"ALARM {alarm.name} at the end: {alarm.message}")
   say(f"done: {workdir}/report.html")
+
+
+@contextlib.contextmanager
+def opened(desk: str) -> Iterator[log.Log]:
+  """The log of a run; writes the report in the end, however it ends, and hides no error by it."""
+  with user_input():
+    lines = log.Log(desk)
+  try:
+    yield lines
+  except BaseException:
+    with contextlib.suppress(Exception):
+      lines.close()
+      report.write(desk)
+    raise
+  lines.close()
+  with user_input():
+    report.write(desk)
 
 
 def initial_state(job: Job) -> tuple[int, core.State | None]:
@@ -125,26 +139,48 @@ class Run:
     if not resumed:
       self.state = steps.initialise(job, index, state, self.source, shared.shelf)
     self.step = int(self.state.step)
+    folder = checkpoint.stage_dir(shared.workdir, index, self.stage.name)
+    last = self.step if self.resumed else -1
+    self.saver = checkpoint.Saver(folder, self.config, last, shared.facts)
+    self.totals = None
 
   def train(self) -> core.State:
     """Trains to the end of the stage and returns its last state."""
-    if self.resumed and self.step >= self.stage.num_steps:
-      return self.state
     shared, job, stage = self.shared, self.job, self.stage
-    shared.log.rewind(stage.name, self.step, [s.name for s in job.stages])
-    self.bar = Bar(stage, self.step, log.read_metrics(shared.desk), self.resumed)
-    folder = checkpoint.stage_dir(shared.workdir, self.index, stage.name)
-    last = self.step if self.resumed else -1
-    self.saver = checkpoint.Saver(folder, self.config, last, shared.facts)
-    if stage.num_steps:
-      self._advance()
-    else:  # a sampler: nothing to train, something to show
-      self.saver.save(self.state, None)
-      self._draw()
-    self.bar.close()
-    samples.write_gif(shared.desk, stage.name)
-    self.saver.close()
+    finished = self.resumed and self.step >= stage.num_steps
+    if not finished:
+      shared.log.rewind(stage.name, self.step, [s.name for s in job.stages])
+      self.bar = Bar(stage, self.step, log.read_metrics(shared.desk), self.resumed)
+    with self.saver.rescuing(self._rescued):
+      if self.resumed:
+        self._make_up()
+      if not finished and stage.num_steps:
+        self._advance()
+      elif not finished:  # a sampler: nothing to train, something to show
+        self.saver.save(self.state, None)
+        self._draw()
+      if not (finished and samples.is_filmed(shared.desk, stage.name)):
+        samples.write_gif(shared.desk, stage.name)
+    if not finished:
+      self.bar.close()
+      self.saver.close()
     return self.state
+
+  def _make_up(self) -> None:
+    """Does what is missing where a run ended between a checkpoint and the rest that was due."""
+    desk, name, due = self.shared.desk, self.stage.name, self._due(0)
+    records = log.read_metrics(desk)
+    last = records[-1] if records else {"stage": None}
+    measured = any(
+      (r["stage"], r["step"]) == (name, self.step) and not r.get("examples_per_second")
+      for r in records
+    )
+    if self._evaluates(due) and decided(last["stage"] == name and not measured):
+      found = self.evaluator.evaluate(self.state)
+      self.shared.log.write(name, self.step, last.get("seconds", 0.0), None, found)
+      say(f"{name} {self.step}  {evaluation.spell(found)}")
+    if due["sample"] and decided(not samples.is_drawn(desk, name, self.step)):
+      self._draw()
 
   def _advance(self) -> None:
     """Calls the compiled steps, and does between calls what is due."""
@@ -152,58 +188,83 @@ class Run:
     pace, rows = feed.make_feed(job, self.index, self.source)
     with user_input():
       example = self.data, rows(self.step, 1)
-    call, totals = steps.make_call(job, self.index, self.source, example, self.shared.shelf)
+    call, self.totals = steps.make_call(job, self.index, self.source, example, self.shared.shelf)
+    interrupt, key = self.shared.interrupt, job.keys[self.index]["step"]
     clock = Clock(self.step, self.bar.seconds)
     while self.step < stage.num_steps:
       n = min(pace.steps, steps_until_event(self.step, stage.num_steps, config))
-      with self.saver.rescuing(self.state), user_input():
+      with user_input():
         chunk = rows(self.step, n)
-      key = job.keys[self.index]["step"]
-      self.state, totals, done = call(self.state, totals, self.data, chunk, key, n)
+      interrupt.holds = True
+      self.state, self.totals, done = call(self.state, self.totals, self.data, chunk, key, n)
       self.step += n
       pace.wait(done, n)
       self.bar.move(self.step)
-      agree_every = config.log_every or config.checkpoint_every
-      stop = self.shared.interrupt.agreed(self.step, agree_every)
-      ends = self.step == stage.num_steps or stop
-      due = {k: ends or (p and self.step % p == 0) for k, p in periods(config).items()}
+      stop = interrupt.agreed(self.step, AGREE_CALLS * pace.steps)
+      due = self._due(stop)
       if due["log"] or due["checkpoint"]:
-        steps.check_finite(totals, stage.name, self.saver.last)
+        steps.check_finite(self.totals, stage.name, self.saver.last)
       if due["log"]:
-        self._log(totals, clock)
-        totals = steps.zero_totals(job, self.index, totals.sums)
+        self._log(clock)
       with clock.paused():
-        self._events(due, stop, clock.seconds)
+        stop = self._events(due, stop, clock.seconds)
       if stop:
         self.saver.close()
         raise Stopped(f"saved at step {self.step}; the same command resumes", stop)
 
-  def _log(self, totals: steps.Totals, clock: Clock) -> None:
+  def _due(self, stop: int) -> dict[str, bool]:
+    """What is to be done after this step, of all that is done from time to time."""
+    ends = self.step == self.stage.num_steps or bool(stop)
+    return {k: ends or bool(p and self.step % p == 0) for k, p in periods(self.config).items()}
+
+  def _evaluates(self, due: dict) -> bool:
+    """Whether to evaluate now; at the very end `train` does it."""
+    last = self.step == self.stage.num_steps and self.index == len(self.job.stages) - 1
+    return bool(self.config.eval_every) and due["eval"] and not last
+
+  def _rescued(self) -> core.State:
+    """The state, if it can be kept."""
+    if self.totals is not None:
+      steps.check_finite(self.totals, self.stage.name, self.saver.last)
+    return self.state
+
+  def _log(self, clock: Clock) -> None:
     """Writes and shows the means since the last log."""
     seconds, rate = clock.lap(self.step)
-    metrics = {k: float(v) / int(totals.count) for k, v in totals.sums.items()}
+    sums, count = self.totals.sums, int(self.totals.count)
+    metrics = {k: float(v) / count for k, v in sums.items()}
     speed = rate * self.job.sizes[self.index]
     self.shared.log.write(self.stage.name, self.step, seconds, speed, metrics)
     self.bar.log(self.step, rate, metrics)
+    self.totals = steps.zero_totals(self.job, self.index, sums)
 
-  def _events(self, due: dict, stop: int, seconds: float) -> None:
-    """Evaluates, saves and draws, where it is time to."""
-    found = None
-    last = self.step == self.stage.num_steps and self.index == len(self.job.stages) - 1
-    if self.config.eval_every and due["eval"] and not (stop or last):  # the last: by train()
-      with self.saver.rescuing(self.state):
-        found = self.evaluator.evaluate(self.state)
-      self.shared.log.write(self.stage.name, self.step, seconds, 0.0, found)
+  def _events(self, due: dict, stop: int, seconds: float) -> int:
+    """Evaluates, saves and draws, where it is time to; returns the signal if one came by then."""
+    interrupt, found = self.shared.interrupt, None
+    if self._evaluates(due) and not stop:
+      found = interrupt.attempt(lambda: self.evaluator.evaluate(self.state))
+    if found is not None:
+      self.shared.log.write(self.stage.name, self.step, seconds, None, found)
       self.bar.log(self.step, None, found)
     if due["checkpoint"] or (found and self.config.best_metric):
       self.saver.save(self.state, found)
     if due["sample"] and not stop:
-      with self.saver.rescuing(self.state):  # a damaged file of the test split
-        self._draw()
+      interrupt.attempt(self._draw)
+    stop = stop or interrupt.heard()
+    if stop:
+      self.saver.save(self.state, None)
+    return stop
 
   def _draw(self) -> None:
-    self.evaluator.write_samples(self.shared.desk, self.state)
     self.evaluator.write_extra(self.shared.desk, self.state)
+    self.evaluator.write_samples(self.shared.desk, self.state)  # the last, see samples.is_drawn
+
+
+def decided(here: bool) -> bool:
+  """What process 0 says, in all of them."""
+  if jax.process_count() == 1:
+    return here
+  return bool(multihost_utils.broadcast_one_to_all(np.bool_(here)))
 
 
 def periods(config: ConfigDict) -> dict[str, int]:

@@ -23,7 +23,7 @@ class Bar:
 
   def __init__(self, stage: core.Stage, step: int, records: list[dict], resumed: bool):
     self.stage, self.records, self.raised = stage, records, set()
-    self.seconds = records[-1]["seconds"] if records else 0.0
+    self.seconds = next((r["seconds"] for r in reversed(records) if "seconds" in r), 0.0)
     self.bar = None
     if resumed:
       say(f"{stage.name}: resumed at step {step} of {stage.num_steps}")

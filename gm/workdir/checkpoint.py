@@ -23,8 +23,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gm import core
-from gm.errors import UserError, user_input
+from gm.errors import UserError, sentence
 from gm.workdir import files, quirks
+
+TRIES = 20  # to read the newest checkpoint of a training that goes on
 
 
 def stage_dir(workdir: str, index: int, name: str) -> pathlib.Path:
@@ -56,6 +58,8 @@ def open_manager(
   from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
   logging.getLogger("absl").setLevel(logging.CRITICAL)  # else each file; what counts is raised
+  logging.getLogger("asyncio").addFilter(_untold)
+  quirks.drop_late_errors()
   if read_only:
     return ocp.CheckpointManager(
       quirks.without_glob(folder),
@@ -129,9 +133,10 @@ def restore(
     ValueError: if there are checkpoints but none can be read, if they hold a state of another
       structure, or as `resume` and `check` say.
   """
-  steps = sorted(manager.all_steps() if step is None else [step], reverse=True)
-  reason = ""
-  for candidate in steps:
+  listed = lambda: sorted(manager.all_steps() if step is None else [step], reverse=True)
+  steps, skipped, reason, tries = listed(), [], "", TRIES
+  while steps:
+    candidate = steps.pop(0)
     where = f"{quirks.named(manager.directory)}/{candidate}"
     state, record, reason, lasting = _read(manager, candidate, like)
     if not reason:
@@ -147,14 +152,21 @@ def restore(
       raise ValueError(
         f"the checkpoint {where} cannot be used, {reason}: move it out of the folder"
       )
+    skipped.append(candidate)
+    if not resume and step is None and tries:
+      before, tries = {*steps, *skipped}, tries - 1
+      manager.reload()
+      if set(listed()) != before:  # a training goes on, and has deleted what was being read
+        steps, skipped, reason = listed(), [], ""
+        continue
     logging.warning("checkpoint %s skipped: %s", where, reason)
   if reason:
     remedy = (
       "move the folder away to train this stage anew, or" if resume else "put back a copy, or"
     )
     raise ValueError(
-      f"none of the checkpoints {steps} in {quirks.named(manager.directory)} can be read: {remedy}"
-      " give another --workdir"
+      f"none of the checkpoints {skipped} in {quirks.named(manager.directory)} can be read:"
+      f" {remedy} give another --workdir"
     )
   return None
 
@@ -189,6 +201,24 @@ def _read(manager: Any, step: int, like: core.State) -> tuple[Any, dict, str, bo
   if found.record["step"] != step:
     return None, found.record, f"it holds step {found.record['step']}, so it is a copy", True
   return found.state, found.record, "", True
+
+
+def _untold(record: logging.LogRecord) -> bool:
+  """False for a fault of the disk: it comes as an error too, and pages are logged about it."""
+  return not files.fault(f"{record.getMessage()} {record.exc_info and record.exc_info[1]}")
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+  """Turns what orbax and TensorStore say of a disk into a UserError of one line."""
+  try:
+    yield
+  except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+    try:
+      with files.explained(folder):
+        raise files.fault(str(error)) or error
+    except Exception as told:
+      raise UserError(sentence(told)) from error
 
 
 def last_record(workdir: str | pathlib.Path) -> dict | None:
@@ -275,7 +305,7 @@ class Saver:
         f"--config.best_metric={self.config.best_metric} is none of the evaluation's metrics:"
         f" {', '.join(sorted(metrics))}"
       )
-    with user_input():
+    with _writing(self.folder):
       if self.manager is None:
         keep, best = self.config.keep_checkpoints, self.config.best_metric
         self.manager = open_manager(self.folder, keep=keep, best=best)
@@ -286,18 +316,32 @@ class Saver:
     self.last = int(state.step)
 
   @contextlib.contextmanager
-  def rescuing(self, state: core.State) -> Iterator[None]:
-    """Saves the state if the input fails inside, such as a damaged file met on the way."""
+  def rescuing(self, state: Callable[[], core.State]) -> Iterator[None]:
+    """Whatever goes wrong inside, what is being saved is saved to its end.
+
+    The state is saved too if the fault is the input's or the disk's, such as a damaged file that is
+    met on the way. Where that fails as well, the first error is still the one that is told.
+
+    Args:
+      state: returns the state, or raises an error where it is not worth keeping.
+    """
     try:
       yield
-    except UserError:
-      if int(state.step) > self.last:
-        self.save(state, None)
-      self.close()
+    except Exception as error:
+      lasting = isinstance(error, UserError | OSError)
+      if jax.process_count() == 1:  # others would have to save with it
+        with contextlib.suppress(Exception):
+          if lasting:
+            self.save(state(), None)
+        with contextlib.suppress(Exception):
+          self.close()
+      if isinstance(error, OSError):
+        raise UserError(sentence(error)) from error
       raise
 
   def close(self) -> None:
     """Waits until all is on disk."""
-    if self.manager is not None:
-      with user_input():
-        self.manager.close()
+    manager, self.manager = self.manager, None
+    if manager is not None:
+      with _writing(self.folder):
+        manager.close()

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -135,7 +136,7 @@ class Arrays:
 
   def close(self) -> list[Path]:
     """Writes the file, whole; returns its path."""
-    temp = self.path.with_name(f".{self.path.name}.tmp")
+    temp = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
     with files.explained(self.path):
       with zipfile.ZipFile(temp, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, (store, dtype, shape, count) in self.parts.items():

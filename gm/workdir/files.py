@@ -1,8 +1,8 @@
 """Files that are there whole or not at all, and JSON without surprises.
 
 Whole files appear by `os.replace`, so a reader (or a process that is killed) never sees half of
-one. Every failure to write is an OSError of the same kind as the cause, with one sentence that
-names the file and the remedy.
+one, and two processes may write the same one. Every failure to write is an OSError of the same kind
+as the cause, with one sentence that names the file and the remedy.
 """
 
 from __future__ import annotations
@@ -26,11 +26,26 @@ def explained(path: Path) -> Iterator[None]:
     yield
   except OSError as error:
     reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      remedy = "free some space, then give the same command again to resume"
-    else:
-      remedy = "give a --workdir that can be written"
-    raise OSError(error.errno or errno.EIO, f"cannot write {path}: {reason}; {remedy}") from error
+    text = f"cannot write {path}: {reason}; {remedy(error.errno)}"
+    raise OSError(error.errno or errno.EIO, text) from error
+
+
+def fault(text: str) -> OSError | None:
+  """The fault of the disk in what a library says in words of its own, or None.
+
+  >>> fault("RESOURCE_EXHAUSTED: Error writing: No space left on device [OS error 28]")
+  OSError(28, 'No space left on device')
+  """
+  known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)
+  found = next((n for n in known if os.strerror(n) in text), None)
+  return OSError(found, os.strerror(found)) if found else None
+
+
+def remedy(number: int | None) -> str:
+  """What to do about an `errno` of writing."""
+  if number in (errno.ENOSPC, errno.EDQUOT):
+    return "free some space, then give the same command again to resume"
+  return "give a --workdir that can be written"
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -40,7 +55,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     OSError: of the cause's own kind (PermissionError ...), naming the file and the remedy.
   """
   path = Path(path)
-  temp = path.with_name(f".{path.name}.tmp")  # one fixed name: a killed process leaves at most one
+  temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # lock.py removes what is left
   with explained(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

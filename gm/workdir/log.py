@@ -16,11 +16,11 @@ from typing import Any
 
 from gm.workdir import files
 
-KEYS = ("stage", "step", "seconds", "examples_per_second")  # of every line in metrics.jsonl
+KEYS = ("stage", "step", "seconds", "examples_per_second")  # the first of a line
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:
-  """Reads DIR/metrics.jsonl; a line that is not whole is left out, no file means no lines.
+  """Reads DIR/metrics.jsonl; a line that is not whole or none of ours is left out, no file is none.
 
   Non-finite numbers stand in the file as the strings "nan", "inf" and "-inf", because JSON has no
   such numbers; here they are floats again.
@@ -29,19 +29,27 @@ def read_metrics(workdir: str | Path) -> list[dict]:
     workdir: the run's folder.
 
   Returns:
-    One dict per line: stage (str), step (int), seconds, examples_per_second, then every scalar.
+    One dict per line: stage (str), step (int), seconds and examples_per_second where it has them,
+    then every scalar.
   """
   path = Path(workdir) / "metrics.jsonl"
-  records = []
-  for line in path.read_bytes().split(b"\n") if path.exists() else []:
-    try:
-      record = json.loads(line)
-    except ValueError:
-      continue
-    if isinstance(record, dict) and "stage" in record and "step" in record:
-      number = lambda k, v: float(v) if k != "stage" and isinstance(v, str) else v
-      records.append({k: number(k, v) for k, v in record.items()})
-  return records
+  lines = path.read_bytes().split(b"\n") if path.exists() else []
+  return [record for record in map(_record, lines) if record]
+
+
+def _record(line: bytes) -> dict | None:
+  """A line as it was written, None where it cannot have been."""
+  try:
+    found = json.loads(line)
+    stage, step = found["stage"], found["step"]
+    if not isinstance(stage, str) or type(step) is not int:
+      return None
+    number = lambda v: float(v) if isinstance(v, str) else v
+    found = {k: number(v) for k, v in found.items() if k != "stage"}
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return None
+  good = all(isinstance(v, int | float) for v in found.values())
+  return {"stage": stage, **found} if good else None
 
 
 class Log:
@@ -91,7 +99,7 @@ class Log:
     stage: str,
     step: int,
     seconds: float,
-    examples_per_second: float,
+    examples_per_second: float | None,
     metrics: Mapping[str, Any],
   ) -> None:
     """Adds one line.
@@ -100,7 +108,7 @@ class Log:
       stage: the stage's name.
       step: steps done in this stage.
       seconds: time spent in training so far.
-      examples_per_second: speed since the last line.
+      examples_per_second: speed since the last line; None: a line of an evaluation, which has none.
       metrics: scalars (Python, NumPy or JAX); non-finite ones become "nan", "inf", "-inf".
 
     Raises:
@@ -111,7 +119,10 @@ class Log:
     if clash:
       raise ValueError(f"metrics {clash} have reserved names; rename them, {list(KEYS)} are taken")
     scalars = {k: float(files.plain(v)) for k, v in metrics.items()}
-    record = dict(zip(KEYS, (stage, int(step), seconds, examples_per_second))) | scalars
+    record = dict(zip(KEYS, (stage, int(step), seconds, examples_per_second)))
+    if examples_per_second is None:
+      del record["examples_per_second"]
+    record |= scalars
     with files.explained(self._path):
       self._append(files.dumps(record).encode() + b"\n")
     with files.explained(self._dir / "events.out.tfevents"):

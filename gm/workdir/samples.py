@@ -187,26 +187,32 @@ def write_kinds(
   """
   batch = {k: np.asarray(v) for k, v in batch.items()}
   reference = {k: np.asarray(v) for k, v in (reference or {}).items()}
-  written, drawn = [], False
-  if any(k in batch for k in ("point", "series", "row", "roll")):
-    written.append(write_arrays(where("", "npz"), batch))
+  found = {}
   for kind, x in batch.items():
-    real, name = reference.get(kind), kind if drawn else ""
+    real, name = reference.get(kind), kind if found else ""
     if kind == "text":
       lines = "\n".join(_texts(x, getattr(info, "vocab_size", 0))) + "\n"
-      written.append(files.write_bytes(where(name, "txt"), lines.encode()))
+      found[where(name, "txt")] = lines.encode()
     elif kind == "roll":
       images = 2.0 * np.swapaxes(x[:MAX_TILES], 1, 2)[:, ::-1, :, None] - 1.0
-      written.append(write_grid(where(name, "png"), images))
+      found[where(name, "png")] = _png(grid(images))
     elif kind in plots.BY_KIND:
-      written.append(files.write_bytes(where(name, "png"), plots.BY_KIND[kind](x, real, info)))
+      found[where(name, "png")] = plots.BY_KIND[kind](x, real, info)
     elif x.ndim == 4:
       x = x[:MAX_TILES] if rows == 1 else x.reshape(rows, -1, *x.shape[1:])
-      written.append(write_grid(where(name, "png"), x))
-    else:
-      continue  # labels and other conditions
-    drawn = True
-  return written
+      found[where(name, "png")] = _png(grid(x))
+  written = []
+  if any(k in batch for k in ("point", "series", "row", "roll")):
+    written.append(write_arrays(where("", "npz"), batch))
+  # the first comes last: where it is, all are, see `is_drawn`
+  for path, data in reversed(found.items()):
+    files.write_bytes(path, data)
+  return [*written, *found]
+
+
+def is_drawn(workdir: str | Path, stage: str, step: int) -> bool:
+  """Whether the samples of a step are there, which are written after all of its other pictures."""
+  return any(sample_path(workdir, stage, step, "", end).exists() for end in ("png", "txt"))
 
 
 def write_show(
@@ -281,6 +287,13 @@ def write_gif(workdir: str | Path, stage: str, max_frames: int = 60) -> Path | N
   frames = [f if f.size == frames[-1].size else f.resize(frames[-1].size) for f in frames]
   encoded = gif(frames, [200] * (len(frames) - 1) + [2000])
   return files.write_bytes(Path(workdir) / "samples" / f"{stage}.gif", encoded)
+
+
+def is_filmed(workdir: str | Path, stage: str) -> bool:
+  """Whether DIR/samples/<stage>.gif is there, and younger than all that it shows."""
+  paths = [p.path for p in read_pictures(workdir, ("png",)) if p.stage == stage and not p.name]
+  film, made = Path(workdir) / "samples" / f"{stage}.gif", lambda path: path.stat().st_mtime_ns
+  return film.exists() and made(film) >= max(map(made, paths), default=0)
 
 
 def gif(pictures: Sequence[Any], milliseconds: int | Sequence[int]) -> bytes:

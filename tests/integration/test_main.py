@@ -109,6 +109,8 @@ def test_killed_at_any_moment_and_resumed_is_bit_identical(finished, tmp_path):
     np.testing.assert_array_equal(a, b)
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [10, 20, 30, 40]
+  drawn = lambda folder: {p.name: p.read_bytes() for p in (folder / "samples").iterdir()}
+  assert drawn(workdir) == drawn(finished[0])
 
 
 def test_result_does_not_depend_on_steps_per_call(finished, tmp_path):
@@ -328,11 +330,86 @@ def test_whatever_goes_wrong_ends_in_one_line(error):
   assert re.fullmatch(said, line)
 
 
-def test_ctrl_c_inside_a_callback_is_not_lost():
-  """The garbage collector calls one of jax while modules are imported."""
-  where = "class C: pass\ngm.loop.train = lambda *args: C() and None\nC.__del__"
-  process = failing("KeyboardInterrupt", where)
-  assert process.returncode == 130 and process.stderr == "interrupted\n", process.stderr
+IN_C = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # as the compiler: no handler is called
+STUCK = {  # signal -> in what it comes, and where that is called
+  "C code": (signal.SIGTERM, IN_C, "gm.loop.train"),
+  "the start": (signal.SIGINT, "time.sleep(60)", "gm.programs.Shelf"),
+  # the garbage collector calls one of jax; what a handler raises there is swallowed
+  "a callback": (
+    signal.SIGINT,
+    "time.sleep(60)",
+    "class C: pass\ngm.loop.train = lambda *args: C() and None\nC.__del__",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", STUCK)
+def test_a_signal_ends_at_once_what_has_nothing_to_save(case):
+  signum, work, where = STUCK[case]
+  code = FAILING.format(error=f"SystemExit(print(7, flush=True) or {work})", where=where, flags=[])
+  process = start([sys.executable, "-c", f"import hashlib, time\n{code}"])
+  assert process.stdout.readline() == "7\n", process.communicate()
+  process.send_signal(signum)
+  _, err = process.communicate(timeout=20)
+  assert (process.returncode, err) == (128 + signum, "interrupted\n")
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+  flags = ("--config.num_steps=1000000", "--config.log_every=50", "--config.checkpoint_every=0")
+  process = start(command(f"--workdir={tmp_path}", *flags, "--config.sample_every=0"))
+  for said in ("steps/s", "stopping"):  # before the first save, which imports what it needs
+    while said not in (line := process.stdout.readline()):
+      assert line, process.communicate()
+    process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 130 and err.startswith("interrupted before"), err
+  assert err.count("\n") == 1
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(finished, tmp_path):
+  """No file may be as large as a checkpoint's largest: step 20 stays, step 30 finds no room."""
+  workdir = tmp_path / "f"
+  shutil.copytree(finished[0], workdir, ignore=lambda folder, names: {"30", "40"} & set(names))
+  size = max(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
+  cmd = command(f"--workdir={workdir}", *SHORT)
+  limited = ["sh", "-c", f'ulimit -f {size // 2 // 512}; exec "$@"', "sh", *cmd]
+  out, err = (process := start(limited)).communicate(timeout=300)
+  assert process.returncode == 2 and "resumed at step 20" in out, out + err
+  assert err.count("\n") == 1, err
+  assert re.match(r"error: cannot write \S+/checkpoints/00-train: File too large; give", err)
+  status, out, err = run(f"--workdir={workdir}", *SHORT)
+  assert status == 0 and "resumed at step 20" in out, out + err
+  for a, b in zip(arrays(finished[0]), arrays(workdir), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_training_is_read_beside_it_and_nobody_else_trains_there(tmp_path):
+  """Evaluations take checkpoints that are deleted as they read; the training ends as alone."""
+  from ml_collections import ConfigDict
+
+  from gm import errors, evaluation, loop
+  from gm.workdir import record
+
+  flags = ("--config.num_steps=100", "--config.metrics=()", "--config.sample_every=0")
+  flags = (*flags, "--config.log_every=0", "--config.keep_checkpoints=1")
+  workdir, evaluated = tmp_path / "two", 0
+  process = start(command(f"--workdir={workdir}", *flags, "--config.checkpoint_every=1"))
+  while not list(workdir.glob("checkpoints/00-train/[0-9]*[0-9]")):
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.01)
+  config = ConfigDict(record.read_config(workdir)["config"])
+  with pytest.raises(errors.UserError, match=rf"trained by process {process.pid} on"):
+    loop.train(config, str(workdir))
+  while process.poll() is None:
+    evaluation.run_eval(str(workdir), None)
+    evaluated += 1
+  out, err = process.communicate()
+  assert process.returncode == 0 and not err, out + err
+  assert evaluated > 0
+  status, out, err = run(f"--workdir={tmp_path}/one", *flags, "--config.checkpoint_every=0")
+  assert status == 0, out + err
+  for a, b in zip(arrays(workdir, 100), arrays(tmp_path / "one", 100), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "IndexError('7')"])
@@ -411,13 +488,65 @@ def test_readme_names_every_workdir_file():
     assert name in text
 
 
-def test_two_processes_of_one_job_do_what_one_does(tmp_path):
-  """Two processes with one device each, on this machine, against one process with two devices."""
+JOB = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+NO_JOB = {  # values of the three -> the variable that is named
+  ("", "2", "0"): "JAX_COORDINATOR_ADDRESS= is not possible",
+  ("localhost", "2", "0"): "JAX_COORDINATOR_ADDRESS=localhost is not possible",
+  ("localhost:0", "2", "0"): "JAX_COORDINATOR_ADDRESS=localhost:0 is not possible",
+  ("localhost:9", "two", "0"): "JAX_NUM_PROCESSES=two is not possible",
+  ("localhost:9", "0", "0"): "JAX_NUM_PROCESSES=0 is not possible",
+  ("localhost:9", "2", "2"): "JAX_PROCESS_ID=2 is not possible",
+}
+
+
+def test_variables_of_a_job_are_named(monkeypatch):
+  from gm import processes
+
+  for values, said in NO_JOB.items():
+    for name, value in zip(JOB, values):
+      monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said):
+      processes.Job(300, False)
+  for name in JOB:
+    monkeypatch.delenv(name)
+  status, out, err = run("--workdir=x", "--distributed")
+  assert status == 2 and err.count("\n") == 1, out + err
+  assert re.search(rf"{JOB[0]} is not set.*{JOB[1]}.*{JOB[2]} is not set.*example {JOB[0]}=10", err)
+
+
+def test_a_partner_that_does_not_start_is_not_waited_for_for_ever():
+  env = dict(zip(JOB, (f"127.0.0.1:{free_port()}", "2", "1")))
+  status, out, err = run("--workdir=x", "--distributed", "--wait=6", **env)
+  assert status == 1 and err.startswith("error: waited in vain for process 0"), out + err
+  assert err.count("\n") == 1 and "waiting up to 6 s for process 0 of this job at 127" in out
+
+
+def test_a_partner_that_is_killed_ends_the_other(tmp_path):
+  """Process 0, with which jax's own service goes: it would abort, with pages of its own."""
+  env = dict(zip(JOB, (f"127.0.0.1:{free_port()}", "2")))
+  flags = ("--config.num_steps=1000000", "--config.log_every=1", "--config.sample_every=0")
+  cmd = command(f"--workdir={tmp_path}", "--distributed", *flags, "--config.model.g_norm=none")
+  jobs = [start(cmd, JAX_PROCESS_ID=str(i), **env) for i in range(2)]
+  while "steps/s" not in (line := jobs[0].stdout.readline()):
+    assert line, jobs[0].communicate()
+  jobs[0].kill()
+  _, err = jobs[1].communicate(timeout=100)
+  assert jobs[1].returncode == 1 and err.count("\n") == 1, err
+  assert err.startswith("error: another process of this job has ended"), err
+  jobs[0].communicate()
+
+
+def free_port():
   import socket
 
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{probe.getsockname()[1]}"
+    return probe.getsockname()[1]
+
+
+def test_two_processes_of_one_job_do_what_one_does(tmp_path):
+  """Two processes with one device each, on this machine, against one process with two devices."""
+  address = f"127.0.0.1:{free_port()}"
   flags = (*SHORT, "--config.model.g_norm=none", "--config.num_steps=10")
   flags = (*flags, "--config.model.d_dropout=(0.0, 0.0)")  # then the order of rows is no matter
   jobs = [

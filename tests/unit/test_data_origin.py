@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from gm import core, errors, job
-from gm.workdir import record
+from gm.workdir import lock, record
 
 
 def make_job(data, **keys):
@@ -23,7 +23,8 @@ def make_job(data, **keys):
 
 def open_run(made, workdir):
   """Opens the workdir as training does; returns the facts on the data in config.json."""
-  job.open_workdir(made, str(workdir), job.load(made, 0, "train"))
+  with lock.Lock(workdir) as held:
+    job.open_workdir(made, held, job.load(made, 0, "train"))
   return json.loads((workdir / "config.json").read_text())["data"]
 
 
@@ -78,10 +79,9 @@ def test_paths_are_on_record_whole_so_that_other_folders_do(pets, tmp_path, monk
   assert config["init_from"] == str(tmp_path / "other/checkpoints/00-train")
   monkeypatch.chdir(tmp_path / "run")  # from here the recorded config still finds its data
   assert job.load(make_job(config["data"]), 0, "test").num_examples == 2
-  with pytest.raises(
-    errors.UserError, match=r"data\.dir: '.*/pets' in the workdir, '.*/run/pets' now"
-  ):
-    job.open_workdir(make_job(pets), str(tmp_path / "run"), job.load(make_job(whole), 0, "train"))
+  there = r"data\.dir: '.*/pets' in the workdir, '.*/run/pets' now"
+  with lock.Lock(tmp_path / "run") as held, pytest.raises(errors.UserError, match=there):
+    job.open_workdir(make_job(pets), held, job.load(make_job(whole), 0, "train"))
 
 
 def test_a_set_that_has_changed_is_named_and_not_trained_on(pets, tmp_path):

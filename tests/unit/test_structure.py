@@ -33,6 +33,7 @@ ALLOWED = {  # who may import what of gm
   "continuing": {"progress", "workdir"},  # not what jobs are: it is of configs alone
   "progress": {"core", "diagnostics"},
   "interrupt": {"progress"},
+  "processes": {"interrupt"},
   "feed": {"core", "job", "sharding"},
   "asked": {"errors", "progress"},
   "sampling": {
