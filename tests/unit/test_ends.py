@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -257,11 +258,8 @@ def test_a_file_may_be_written_by_two_at_once(tmp_path, monkeypatch):
 
   monkeypatch.setattr(files.os, "replace", together)
   write = lambda text: files.write_bytes(tmp_path / "report.html", text)
-  others = [threading.Thread(target=write, args=(text,)) for text in (b"a" * 9, b"b" * 9)]
-  for thread in others:
-    thread.start()
-  for thread in others:
-    thread.join()
+  with ThreadPoolExecutor(2) as pool:
+    list(pool.map(write, (b"a" * 9, b"b" * 9)))
   assert (tmp_path / "report.html").read_bytes() in (b"a" * 9, b"b" * 9)
   assert len(list(tmp_path.iterdir())) == 1
 
