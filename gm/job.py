@@ -309,6 +309,24 @@ def last_state(job: Job, workdir: str, *, resume: bool = False) -> tuple[int, co
   return None
 
 
+def initial_state(job: Job) -> tuple[int, core.State | None]:
+  """Returns the first stage to run and the state before it, which config.init_from may name."""
+  if not job.config.init_from:
+    return 0, None
+  folder = continuing.absolute(job.config.init_from)
+  workdir, _, name = folder.rpartition("/checkpoints/")
+  names = [f"{i:02d}-{stage.name}" for i, stage in enumerate(job.stages[:-1])]
+  if name not in names:
+    raise UserError(
+      f"--config.init_from={folder} must end in /checkpoints/ and the name of a stage that another"
+      f" follows: {', '.join(names) or 'this method has one stage only'}"
+    )
+  state = restore(job, workdir, names.index(name), same_run=False)
+  if state is None:
+    raise UserError(f"--config.init_from={folder} holds no checkpoint")
+  return names.index(name) + 1, state
+
+
 PARTS = {"gm.data": {"info", "load", "reads"}, "gm.methods": {"stages"}}  # what a file must define
 
 

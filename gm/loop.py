@@ -7,20 +7,16 @@ killed and resumed ends with the same parameters, bit for bit, as one that was n
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from gm import continuing, core, diagnostics, evaluation, feed, programs, steps
-from gm.errors import UserError, user_input
+from gm import core, diagnostics, evaluation, feed, processes, programs, steps
+from gm.errors import user_input
 from gm.interrupt import Interrupt, Stopped
-from gm.job import Job, check_workdir, last_state, load, open_workdir, prepare, restore
+from gm.job import Job, check_workdir, initial_state, last_state, load, open_workdir, prepare
 from gm.progress import Bar, Clock, say
 from gm.workdir import checkpoint, lock, log, report, samples
 
@@ -63,7 +59,7 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
     source = load(job, start, "train")
     evaluation.enough(job, "train", source)
     facts = {**open_workdir(job, held, source), "devices": job.mesh.size}
-    with opened(desk) as lines, Interrupt() as interrupt:
+    with report.following(desk) as lines, Interrupt() as interrupt:
       shared = Shared(job, workdir, desk, lines, interrupt, shelf, facts)
       for index in range(start, len(job.stages)):
         here = source if index == start else load(job, index, "train")
@@ -79,41 +75,6 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
       for alarm in diagnostics.alarms([last]):
         say(f"ALARM {alarm.name} at the end: {alarm.message}")
   say(f"done: {workdir}/report.html")
-
-
-@contextlib.contextmanager
-def opened(desk: str) -> Iterator[log.Log]:
-  """The log of a run; writes the report in the end, however it ends, and hides no error by it."""
-  with user_input():
-    lines = log.Log(desk)
-  try:
-    yield lines
-  except BaseException:
-    with contextlib.suppress(Exception):
-      lines.close()
-      report.write(desk)
-    raise
-  lines.close()
-  with user_input():
-    report.write(desk)
-
-
-def initial_state(job: Job) -> tuple[int, core.State | None]:
-  """Returns the first stage to run and the state before it, which config.init_from may name."""
-  if not job.config.init_from:
-    return 0, None
-  folder = continuing.absolute(job.config.init_from)
-  workdir, _, name = folder.rpartition("/checkpoints/")
-  names = [f"{i:02d}-{stage.name}" for i, stage in enumerate(job.stages[:-1])]
-  if name not in names:
-    raise UserError(
-      f"--config.init_from={folder} must end in /checkpoints/ and the name of a stage that another"
-      f" follows: {', '.join(names) or 'this method has one stage only'}"
-    )
-  state = restore(job, workdir, names.index(name), same_run=False)
-  if state is None:
-    raise UserError(f"--config.init_from={folder} holds no checkpoint")
-  return names.index(name) + 1, state
 
 
 class Run:
@@ -175,11 +136,11 @@ class Run:
       (r["stage"], r["step"]) == (name, self.step) and not r.get("examples_per_second")
       for r in records
     )
-    if self._evaluates(due) and decided(last["stage"] == name and not measured):
+    if self._evaluates(due) and processes.decided(last["stage"] == name and not measured):
       found = self.evaluator.evaluate(self.state)
       self.shared.log.write(name, self.step, last.get("seconds", 0.0), None, found)
       say(f"{name} {self.step}  {evaluation.spell(found)}")
-    if due["sample"] and decided(not samples.is_drawn(desk, name, self.step)):
+    if due["sample"] and processes.decided(not samples.is_drawn(desk, name, self.step)):
       self._draw()
 
   def _advance(self) -> None:
@@ -258,13 +219,6 @@ class Run:
   def _draw(self) -> None:
     self.evaluator.write_extra(self.shared.desk, self.state)
     self.evaluator.write_samples(self.shared.desk, self.state)  # the last, see samples.is_drawn
-
-
-def decided(here: bool) -> bool:
-  """What process 0 says, in all of them."""
-  if jax.process_count() == 1:
-    return here
-  return bool(multihost_utils.broadcast_one_to_all(np.bool_(here)))
 
 
 def periods(config: ConfigDict) -> dict[str, int]:

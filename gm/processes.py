@@ -129,6 +129,17 @@ def give_up(error: Exception, said: str, status: int) -> None:
   interrupt.leave(f"error: {' '.join(said.split())}", status)
 
 
+def decided(here: bool) -> bool:
+  """What process 0 says, in all of them."""
+  import jax
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  if jax.process_count() == 1:
+    return here
+  return bool(multihost_utils.broadcast_one_to_all(np.bool_(here)))
+
+
 def _number(name: str, least: int) -> int | None:
   """The number that the launcher may have set; clusters that jax knows need none."""
   value = os.environ.get(name)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
 import functools
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gm import diagnostics
+from gm.errors import user_input
 from gm.workdir import curves, drawn, files, log, record, samples
 
 _METHODS = Path(__file__).parents[1] / "methods"
@@ -46,6 +48,27 @@ def write(workdir: str | Path) -> Path:
   if picture:
     files.write_bytes(workdir / "curves.png", picture)
   return files.write_bytes(workdir / "report.html", page(workdir, records, picture).encode())
+
+
+@contextlib.contextmanager
+def following(workdir: str | Path) -> Iterator[log.Log]:
+  """The log of a run; writes the page in the end, however it ends, and hides no error by that.
+
+  Raises:
+    UserError: if a file cannot be written.
+  """
+  with user_input():
+    lines = log.Log(workdir)
+  try:
+    yield lines
+  except BaseException:
+    with contextlib.suppress(Exception):
+      lines.close()
+      write(workdir)
+    raise
+  lines.close()
+  with user_input():
+    write(workdir)
 
 
 def page(workdir: Path, records: Sequence[Mapping], picture: bytes | None) -> str:
