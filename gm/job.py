@@ -28,6 +28,14 @@ READ_KEYS |= {
   for key in ("truncation", "psi", "sample_label", "bn_mode", "probe", "eval_k", "eval_chunk")
 }
 READ_KEYS |= {"model.standing_every", "model.standing_passes"}
+READ_KEYS |= {  # of estimates of the evidence, and of attacks that are made to measure
+  f"model.{key}"
+  for key in (
+    *("evidence", "evidence_shown", "chains", "temperatures", "leaps", "prior_exponent"),
+    *("pgd_step", "pgd_steps", "restarts", "num_tries"),
+    *("near_weight", "near_rounds", "near_steps", "near_stride"),
+  )
+}
 
 
 class Job(NamedTuple):
