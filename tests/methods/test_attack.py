@@ -5,6 +5,7 @@ What attacks keep to, and their exact worst cases, are in tests/unit/test_attack
 
 import functools
 import importlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 from conftest import OPTIMISED, train
+from PIL import Image
 
-from gm import attacks, core, inspection, job
+from gm import attacks, core, errors, inspection, job, loop, sampling
 from gm.nets import attack as nets
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
@@ -235,6 +237,32 @@ def test_a_target_is_that_of_the_sample_and_otherwise_the_network_attacks():
   x, difference, new = np.moveaxis(np.asarray(found["attack"]), 1, 0)
   np.testing.assert_array_equal(new, found["image"])
   np.testing.assert_allclose(difference, np.clip(10 * (new - x), -1, 1), atol=1e-6)
+
+
+def test_a_run_is_asked_for_the_attack_on_an_image(tmp_path, capsys):
+  """From training to the picture with --input and --target, as main.py asks for it."""
+  config, work = config_of("test", **{"model.game": "attack"}), tmp_path / "run"
+  loop.train(config, str(work))
+  for name in ("classifier_00000002.png", "classifier_00000002_attack.png"):
+    assert (work / "samples" / name).stat().st_size > 1_000, name
+  own = tmp_path / "my digit.png"
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)).save(own)
+  request = sampling.Request(range(1), inputs=[str(own)], target="3")
+  written = sampling.run(str(work), None, request)
+  stem = "classifier_00000002_seeds0_my_digit_target3"
+  assert [p.name for p in written] == [f"{stem}.png", f"{stem}_image.png"]
+  with Image.open(written[0]) as picture:
+    assert picture.size[0] == 3 * 60  # original, difference, attacked
+  found = sampling.draw(str(work), range(2), inputs=[str(own)], target=3)
+  assert found["attack"].shape == (2, 3, 28, 28, 1)
+  files = sampling.run(str(work), None, request._replace(form="files", inputs=[str(own)] * 2))
+  names = {p.name for p in files[0].iterdir()}
+  assert names == {"my_digit_seed0000_target3.png", "my_digit_1_seed0000_target3.png"}
+  with pytest.raises(errors.UserError, match="is there already"):
+    sampling.run(str(work), None, request)
+  with pytest.raises(errors.UserError, match=r"^--target: there is no label 'ostrich'"):
+    sampling.run(str(work), None, request._replace(target="ostrich"))
+  capsys.readouterr()
 
 
 def test_other_data_are_refused():
