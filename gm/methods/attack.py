@@ -12,8 +12,8 @@ Objective, with CE the cross-entropy of C's logits, x' in the box [-1, 1], |.| i
 model.game says how far it goes: `attack` is C alone, and what falls to a search for the smallest
 r, to one step along the sign of the slope (fgsm) and to 40 (pgd, Madry et al., 2018,
 arXiv:1706.06083); `network` adds A against a C that stands still, Baluja and Fischer, 2017,
-arXiv:1703.09387; `compete` lets both move. Beside it the control `once` learns from the first A,
-which moves no more. Accuracies under pgd and fgsm are of attacks made anew on each classifier;
+arXiv:1703.09387; `compete` first finetunes a copy of C, `once`, on what this A finds, and then lets
+C and A move in turn. Accuracies under pgd and fgsm are of attacks made anew on each classifier;
 those under network are of the A that was trained along, and prove nothing.
 Departures: |r|^2 by steps of fixed length, clipped to the box after each, for |r| by L-BFGS. A may
 see the slope of C's loss at a random point of the ball (model.a_sees), after Lee et al., 2017,
@@ -35,6 +35,7 @@ from gm.nets import attack as nets
 GAMES = ("attack", "network", "compete")
 PICTURES, CURVES = 16, 128  # examples in the picture of attacks, in that of accuracy against eps
 MOST_EPS = 0.5
+GAIN = 5.0  # of A's output: it has to reach the ends of tanh
 
 
 def difference(x: jax.Array, attacked: jax.Array) -> jax.Array:
@@ -43,7 +44,7 @@ def difference(x: jax.Array, attacked: jax.Array) -> jax.Array:
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
-  """Returns the stages of model.game: classifier; network; compete.
+  """Returns the stages of model.game: classifier; network; finetune, compete.
 
   Raises:
     ValueError: for a name or a number that is not possible, or data that are no labelled images.
@@ -54,7 +55,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     raise ValueError(flags.unlabelled("attack", config.data))
   game = GAMES.index(flags.choice(m, "game", GAMES))
   flags.within(m, "c_widths", "c_features", "a_base", least=1)
-  flags.within(m, "c_steps", "a_steps", least=0, most=flags.MOST_STEPS)
+  flags.within(m, "c_steps", "a_steps", "once_steps", least=0, most=flags.MOST_STEPS)
   flags.within(m, "c_dropout", least=0.0, below=1.0)
   flags.within(m, "a_lr", "pgd_step", "near_weight", "near_stride", above=0.0)
   flags.within(m, "eps", above=0.0, most=1.0)
@@ -91,13 +92,15 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jnp.mean(C(params, x).argmax(-1) == y, dtype=jnp.float32)
 
   def A(params, c_params, x, y, start):  # -> attacked images; start in [-1, 1], of the ball
-    shown = x
-    if m.a_sees == "slope":
-      at = attacks.project(x + radius * start, x, radius)
+    shown, at, size = x, x, radius
+    if (
+      m.a_sees == "slope"
+    ):  # then it moves from a random point, or else C learns to bend its slopes
+      at, size = attacks.project(x + radius * start, x, radius), 1.25 * radius
       found = jax.lax.stop_gradient(attacks.slope(against(c_params, y), at))
-      size = jnp.abs(found).mean((1, 2, 3), keepdims=True)
-      shown = jnp.concatenate([x, at - x, jnp.tanh(found / (size + 1e-12))], axis=-1)
-    new = x + radius * jnp.tanh(a.apply({"params": params}, shown))
+      mean = jnp.abs(found).mean((1, 2, 3), keepdims=True)
+      shown = jnp.concatenate([x, at - x, jnp.tanh(found / (mean + 1e-12))], axis=-1)
+    new = at + size * jnp.tanh(GAIN * a.apply({"params": params}, shown))
     # the clip is passed on as it were none: most pixels lie at an end of the box, and those that
     # were pushed out once would never move again
     return new + jax.lax.stop_gradient(attacks.project(new, x, radius) - new)
@@ -203,23 +206,21 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     k, p = core.keys(key, "own", "curves"), state.params
     few = {n: batch[n][:PICTURES] for n in ("image", "label")}
     tiles, label = row(few["image"], *attacked(p, few, k.own))
-    names = {"plain": "plain", "once": "finetuned once", "c": "competed"}
-    named = {shown: p[n] for n, shown in names.items() if n in p} if "once" in p else {"c": p["c"]}
+    names = {"plain": "plain", "once": "finetuned", "c": "competed" if "plain" in p else "plain"}
+    named = {shown: p[n] for n, shown in names.items() if n in p}
     x, y = (batch[n][:CURVES] for n in ("image", "label"))
     return {"attack": {"images": tiles, "label": label}, "eps": curves(named, k.curves, x, y)}
 
   # -------------------------------------------------------------------------------------- stages
-
-  def begin(tx, params, names):
-    opt = {n: core.init_slot(tx[n], params, [n]) for n in names}
-    return core.State(step=jnp.zeros((), jnp.int32), params=params, opt=opt)
 
   def stage(name, num_steps, rates, first, moves, evaluate):
     """Each of the players `rates` moves once a step, in their order, by its loss in `moves`."""
     tx = {n: optim.adam(optim.cosine(lr, num_steps)) for n, lr in rates.items()}
 
     def init(key, batch, prev):
-      return begin(tx, first(key, batch, prev), rates)
+      params = first(key, batch, prev)
+      opt = {n: core.init_slot(tx[n], params, [n]) for n in rates}
+      return core.State(step=jnp.zeros((), jnp.int32), params=params, opt=opt)
 
     def step(state, batch, key):
       k = core.keys(key, "start", *rates)
@@ -227,8 +228,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       found = {}
       for n in rates:
         b = {**given, "drop": getattr(k, n)}
-        loss = moves[n]
-        state, more = core.minimize(state, tx[n], loss, [n], b, accumulate=config.accumulate)
+        state, more = core.minimize(state, tx[n], moves[n], [n], b, accumulate=config.accumulate)
         found |= more
       return state.replace(step=state.step + 1), found
 
@@ -243,9 +243,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     seen = (2, *shape[:2], shape[-1] * (3 if m.a_sees == "slope" else 1))
     return {"c": prev.params["c"], "a": core.build(a, key, jnp.zeros(seen))[0]}
 
-  def all_of_them(key, batch, prev):
-    c, a = prev.params["c"], prev.params["a"]
-    return {"c": c, "a": a, "once": c, "plain": c, "first": a}
+  def with_once(key, batch, prev):
+    return {**prev.params, "once": prev.params["c"]}
+
+  def with_first(key, batch, prev):
+    return {**prev.params, "plain": prev.params["c"], "first": prev.params["a"]}
 
   def hold_c(state, batch, key):
     return hold(state.params, key, batch["image"], batch["label"])
@@ -254,41 +256,43 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     k, p, x, y = core.keys(key, "c", "a"), state.params, batch["image"], batch["label"]
     new = A(p["a"], p["c"], x, y, starts(k.a, x))
     found = hold(p, k.c, x, y)
+    holds, most = right(p["c"], new, y), jnp.maximum(1 - found["pgd_accuracy"], 1e-6)
+    found |= sizes("network", x, new, wrong(p["c"], y)(new) >= 0)
+    return {**found, "network_accuracy": holds, "relative_success": (1 - holds) / most}
+
+  def hold_once(state, batch, key):
+    k, p, x, y = core.keys(key, "old", "pgd"), state.params, batch["image"], batch["label"]
+    first, plain = p.get("first", p["a"]), p.get("plain", p["c"])
     return {
-      **found,
-      "network_accuracy": right(p["c"], new, y),
-      **sizes("network", x, new, wrong(p["c"], y)(new) >= 0),
-      "relative_success": (1 - right(p["c"], new, y))
-      / jnp.maximum(1 - found["pgd_accuracy"], 1e-6),
+      "once_accuracy": right(p["once"], x, y),
+      "once_old_accuracy": right(p["once"], A(first, plain, x, y, starts(k.old, x)), y),
+      "once_pgd_accuracy": right(p["once"], worst(k.pgd, p["once"], x, y), y),
     }
 
   def hold_all(state, batch, key):
-    k = core.keys(key, "a", "once", "old", "fresh", "more", "search")
+    k = core.keys(key, "a", "once", "more", "search")
     p, x, y = state.params, batch["image"], batch["label"]
-    old = A(p["first"], p["plain"], x, y, starts(k.old, x))
-    some = slice(-(-len(x) // 4))  # of the dear ones
+    some = slice(-(-len(x) // 4))  # of what is dear
     longer = pgd(k.more, p["c"], x[some], y[some], num_steps=4 * m.pgd_steps, step=stride / 2)
     blind = attacks.random_search(
       k.search, wrong(p["c"], y[some]), x[some], radius, num_tries=m.num_tries
     )
     return {
       **hold_a(state, batch, k.a),
+      **hold_once(state, batch, k.once),
       "longer_accuracy": right(p["c"], longer, y[some]),
       "search_accuracy": right(p["c"], blind, y[some]),
-      "once_accuracy": right(p["once"], x, y),
-      "once_old_accuracy": right(p["once"], old, y),  # what it has learnt
-      "once_pgd_accuracy": right(p["once"], worst(k.once, p["once"], x, y), y),
     }
 
   own_a = lambda p, b: A(p["a"], p["c"], b["x"], b["y"], b["start"])
-  first_a = lambda p, b: A(p["first"], p["plain"], b["x"], b["y"], b["start"])
   lone = {n: c_loss(n) for n in ("c", "other")}
-  both = {"c": c_loss("c", own_a), "a": a_loss, "once": c_loss("once", first_a)}
+  both, once = {"c": c_loss("c", own_a), "a": a_loss}, {"once": c_loss("once", own_a)}
   lrs = {n: config.lr for n in ("c", "other")[: 2 if game == 0 else 1]}
-  steps = (*(m.c_steps, m.a_steps, 0)[:game], config.num_steps)
+  before = ((), (m.c_steps,), (m.c_steps, m.a_steps, m.once_steps))[game]
   plan = [
     ("classifier", lrs, classifiers, lone, hold_c),
     ("network", {"a": m.a_lr}, with_a, {"a": a_loss}, hold_a),
-    ("compete", {"c": config.lr, "a": m.a_lr, "once": config.lr}, all_of_them, both, hold_all),
+    ("finetune", {"once": config.lr}, with_once, once, hold_once),
+    ("compete", {"c": config.lr, "a": m.a_lr}, with_first, both, hold_all),
   ]
-  return [stage(name, num, *rest) for (name, *rest), num in zip(plan, steps)]
+  return [stage(name, num, *rest) for (name, *rest), num in zip(plan, (*before, config.num_steps))]

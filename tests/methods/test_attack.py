@@ -215,8 +215,8 @@ def test_metrics_are_of_attacks_in_the_box_and_the_ball(monkeypatch):
     return max(float(found[f"{name}_linf"]) for name in ("fgsm", "pgd"))
 
   assert 0.25 < largest() <= 0.3 + 1e-6
-  monkeypatch.setattr(attacks, "project", lambda x, centre, radius: centre + 2 * (x - centre))
-  assert largest() > 0.5
+  monkeypatch.setattr(attacks, "project", lambda x, centre, radius: x)
+  assert largest() > 0.3 + 1e-3
 
 
 # ----------------------------------------------------------------------------------------- samples

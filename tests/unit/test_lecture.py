@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from gm.probability import lecture
+from gm.probability import fit, lecture
 
 PAGE = ROOT / "gm/probability/README.md"
 
@@ -99,6 +99,11 @@ def test_the_answers_are_printed_and_named_by_what_computes_them(capsys):
   assert not capsys.readouterr().out
 
 
+def test_earth_movers_distance_of_two_shifted_sets(float64):
+  x = np.random.default_rng(0).normal(size=100)
+  np.testing.assert_allclose(fit.wasserstein_1d(x, x[::-1] + 0.75), 0.75)
+
+
 # ------------------------------------------------------------------ where the equations stand
 
 
@@ -111,7 +116,7 @@ def rows():
   ]
 
 
-def tests_of(path):
+def names_in(path):
   tree = ast.parse((ROOT / "tests" / path).read_text())
   return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -127,7 +132,7 @@ def test_every_equation_of_the_lecture_has_a_function_and_a_test_that_exist():
       assert callable(getattr(importlib.import_module(module), function, None)), (words, name)
     for name in tests:
       path, _, test = name.partition("::")
-      assert test.startswith("test_") and test in tests_of(path), (words, name)
+      assert test.startswith("test_") and test in names_in(path), (words, name)
 
 
 def test_every_function_of_the_folder_has_a_place_in_the_table_or_none():
