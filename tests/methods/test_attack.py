@@ -18,6 +18,7 @@ from PIL import Image
 from gm import attacks, core, errors, inspection, job, loop, sampling
 from gm.nets import attack as nets
 
+ALL = ["classifier", "network", "finetune", "compete"]
 QUICK = {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
 
 
@@ -53,7 +54,7 @@ def first_states(**changes):
 
 def test_paper_has_the_published_classifier():
   facts = inspection.describe(job.prepare(config_of("paper")))
-  assert [s["name"] for s in facts["stages"]] == ["classifier", "network", "compete"]
+  assert [s["name"] for s in facts["stages"]] == ALL
   assert facts["stages"][0]["params"] == {"c": 3_274_634}
 
 
@@ -61,7 +62,7 @@ def test_the_game_says_how_far_it_goes():
   stages = lambda variant: [s.name for s in job.prepare(config_of(variant)).stages]
   assert stages("small") == ["classifier"]
   assert stages("network") == ["classifier", "network"]
-  assert stages("compete") == ["classifier", "network", "compete"]
+  assert stages("compete") == ALL
   assert set(job.prepare(config_of("small")).templates[0].params) == {"c", "other"}
 
 
@@ -95,7 +96,7 @@ def test_one_pass_of_the_network_costs_a_tenth_of_pgd_at_most():
 def compete(monkeypatch=None, **changes):
   """One step of `compete` in which every player moves by its gradient alone; (before, after)."""
   run = made(**changes)
-  stage, before = run.stages[2], first_states(**changes)[2]
+  stage, before = run.stages[3], first_states(**changes)[3]
   moved = []
 
   def by_gradient(state, tx, grads, *, slot=None):
@@ -116,20 +117,22 @@ def a_images(m, a_params, c_params, x, y, start):
   radius = 2 * m.eps
   at = jnp.clip(jnp.clip(x + radius * start, x - radius, x + radius), -1, 1)
   loss = lambda at: (
-    -jnp.sum(jax.nn.log_softmax(c.apply({"params": c_params}, at))[range(len(y)), y])
+    -jnp.sum(jax.nn.log_softmax(c.apply({"params": c_params}, at))[jnp.arange(len(y)), y])
   )
   slope = jax.lax.stop_gradient(jax.grad(loss)(at))
   slope = jnp.tanh(slope / (jnp.abs(slope).mean((1, 2, 3), keepdims=True) + 1e-12))
   shown = jnp.concatenate([x, at - x, slope], -1)
   net = nets.Perturber(1, base=m.a_base)
-  return jnp.clip(x + radius * jnp.tanh(net.apply({"params": a_params}, shown)), -1, 1)
+  new = at + 1.25 * radius * jnp.tanh(5 * net.apply({"params": a_params}, shown))
+  passed = jnp.clip(jnp.clip(new, x - radius, x + radius), -1, 1)
+  return new + jax.lax.stop_gradient(passed - new)  # as if nothing were clipped
 
 
 def a_gradient(run, a_params, c_params, seen_by, sign=-1.0, drop=None):
   """Of A's loss: its images are made against `c_params` and judged by `seen_by`."""
   m, batch = run.config.model, batch_of(run)
   x, y = batch["image"], batch["label"]
-  k = core.keys(jax.random.key(3), "start", "c", "a", "once")
+  k = core.keys(jax.random.key(3), "start", "c", "a")
   start = jax.random.uniform(k.start, x.shape, minval=-1.0)
   c = nets.Classifier(
     10, widths=m.c_widths, features=m.c_features, pool=m.c_pool, dropout=m.c_dropout
@@ -153,8 +156,8 @@ def distance(a, b):
 def test_a_raises_the_loss_of_the_new_c_in_its_mode_of_evaluation():
   """Its gradient is not that of the other sign, of C before its move, or of C with dropout."""
   run, before, after, moved, found = compete()
-  assert moved == ["c", "a", "once"]
-  for n in ("plain", "first"):
+  assert moved == ["c", "a"]
+  for n in ("plain", "first", "once"):
     assert distance(after[n], before[n]) == 0
   got = jax.tree.map(jnp.subtract, before["a"], after["a"])  # by gradient descent of rate 1
   old, new = before["c"], after["c"]
@@ -171,15 +174,17 @@ def test_a_raises_the_loss_of_the_new_c_in_its_mode_of_evaluation():
 
 
 def test_c_learns_from_clean_and_attacked_images_in_equal_parts():
-  """Without dropout its loss is the mean of two cross-entropies."""
+  """Without dropout its loss is the mean of two cross-entropies, and that of its copy too."""
   run, before, _, _, found = compete(**{"model.c_dropout": 0.0})
   m, batch = run.config.model, batch_of(run)
   x, y = batch["image"], batch["label"]
   a = jax.tree.map(lambda p: p + 0.1, before["a"])  # which is zero at the start
-  stage, state = run.stages[2], first_states(**{"model.c_dropout": 0.0})[2]
-  step = jax.jit(lambda *args: stage.step(*args)[1], compiler_options=QUICK)
-  found = step(state.replace(params={**before, "a": a}), batch, jax.random.key(3))
-  k = core.keys(jax.random.key(3), "start", "c", "a", "once")
+  found = {}
+  for i in (2, 3):  # finetune, compete
+    stage, state = run.stages[i], first_states(**{"model.c_dropout": 0.0})[i]
+    step = jax.jit(lambda *args, stage=stage: stage.step(*args)[1], compiler_options=QUICK)
+    found |= step(state.replace(params={**state.params, "a": a}), batch, jax.random.key(3))
+  k = core.keys(jax.random.key(3), "start", "c", "a")
   start = jax.random.uniform(k.start, x.shape, minval=-1.0)
   new = a_images(m, a, before["c"], x, y, start)
   c = nets.Classifier(10, widths=m.c_widths, features=m.c_features, pool=m.c_pool)
@@ -188,11 +193,11 @@ def test_c_learns_from_clean_and_attacked_images_in_equal_parts():
   ).mean()
   assert abs(float(ce(new) - ce(x))) > 1e-2
   np.testing.assert_allclose(found["loss_c"], (ce(x) + ce(new)) / 2, rtol=1e-4)
-  np.testing.assert_allclose(found["loss_once"], ce(x), rtol=1e-4)  # the first A does nothing yet
+  np.testing.assert_allclose(found["loss_once"], (ce(x) + ce(new)) / 2, rtol=1e-4)
 
 
 def test_the_network_does_nothing_at_the_start_and_stays_in_the_ball():
-  run, states = made(), first_states()
+  run, states = made(**{"model.a_sees": "image"}), first_states(**{"model.a_sees": "image"})
   batch = batch_of(run)
   x, key = batch["image"], jax.random.key(0)
   stage, state = run.stages[1], states[1]
@@ -222,21 +227,31 @@ def test_metrics_are_of_attacks_in_the_box_and_the_ball(monkeypatch):
 # ----------------------------------------------------------------------------------------- samples
 
 
-def test_a_target_is_that_of_the_sample_and_otherwise_the_network_attacks():
-  """A classifier that takes an image for what its first pixels say falls to any target."""
-  _run, states = made(), first_states()
-  batch = {"image": jnp.zeros((10, 28, 28, 1))}
-  target = {"target": jnp.arange(10, dtype=jnp.int32)}
-  config = config_of("test", **{"model.near_rounds": 6, "model.near_steps": 40})
-  stage = job.prepare(config).stages[2]
-  found = jax.jit(stage.sample)(states[2], {**batch, **target}, jax.random.key(0))
-  assert found["label"].tolist() == list(range(10))
+def test_a_target_is_that_of_the_sample():
+  """Then it is the nearest image of that class, whatever the stage attacks with by itself."""
+  config = config_of("test", **{"model.near_rounds": 3, "model.near_steps": 10})
+  run, state = job.prepare(config), first_states()[3]
+  m, x = config.model, batch_of(run)["image"]
+  target = jnp.arange(8, dtype=jnp.int32)
+  c = nets.Classifier(10, widths=m.c_widths, features=m.c_features, pool=m.c_pool)
+  logits = lambda x: c.apply({"params": state.params["c"]}, x)
+  search = {"weight": m.near_weight, "rounds": 3, "num_steps": 10, "stride": m.near_stride}
+  want = jax.jit(lambda x: attacks.smallest(logits, x, target, **search))(x)
+  sample = jax.jit(run.stages[3].sample)
+  found = sample(state, {"image": x, "target": target}, jax.random.key(0))
+  np.testing.assert_allclose(found["image"], want, atol=1e-4)
+  np.testing.assert_array_equal(found["label"], logits(found["image"]).argmax(1))
+  assert (found["label"] == target).sum() > (logits(x).argmax(1) == target).sum()
   said = found["attack_label"]
-  assert said[:, 2].tolist() == list(range(10)) and set(said[:, 1].tolist()) == {-1}
-  assert len(set(said[:, 0].tolist())) == 1  # the same image
-  x, difference, new = np.moveaxis(np.asarray(found["attack"]), 1, 0)
+  np.testing.assert_array_equal(said[:, 0], logits(x).argmax(1))
+  np.testing.assert_array_equal(said[:, 2], found["label"])
+  assert set(said[:, 1].tolist()) == {-1}  # nothing under the difference
+  original, difference, new = np.moveaxis(np.asarray(found["attack"]), 1, 0)
+  np.testing.assert_array_equal(original, x)
   np.testing.assert_array_equal(new, found["image"])
-  np.testing.assert_allclose(difference, np.clip(10 * (new - x), -1, 1), atol=1e-6)
+  np.testing.assert_allclose(difference, np.clip(10 * (new - original), -1, 1), atol=1e-6)
+  own = sample(state, {"image": x}, jax.random.key(0))["image"]
+  assert float(jnp.abs(own - x).max()) <= 0.6 + 1e-6 and float(jnp.abs(own - want).max()) > 0.1
 
 
 def test_a_run_is_asked_for_the_attack_on_an_image(tmp_path, capsys):
