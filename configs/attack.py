@@ -21,11 +21,8 @@ def get_config(variant="small"):
   m.game = "attack"  # or network, compete: stages are added
   m.c_widths, m.c_features, m.c_pool, m.c_dropout = (16, 32), 128, False, 0.2
   m.a_base, m.a_sees, m.a_lr = 8, "image", 2e-3  # or slope: of C's loss
-  m.c_steps, m.a_steps, m.once_steps = (
-    800,
-    200,
-    150,
-  )  # of the stages before the last, which has num_steps
+  m.a_moves = 1  # of A where it sees the slope, anew before each
+  m.c_steps, m.a_steps, m.once_steps = 800, 200, 150  # of the stages before the last
   m.eps, m.pgd_step, m.pgd_steps, m.restarts = 0.3, 0.01, 40, 2  # pixels in [0, 1]
   m.num_tries = 200  # of the search without gradients
   m.near_weight, m.near_rounds, m.near_steps, m.near_stride = 10.0, 6, 40, 1.0  # of the nearest
@@ -41,7 +38,7 @@ def get_config(variant="small"):
     c.batch_size, c.num_steps, c.checkpoint_every = 50, 100_000, 5_000
     m.c_widths, m.c_features, m.c_pool, m.c_dropout = (32, 64), 1_024, True, 0.0
     m.c_steps, m.a_steps, m.once_steps = 20_000, 20_000, 5_000
-    m.a_base, m.a_sees, m.restarts = 32, "slope", 20
+    m.a_base, m.a_sees, m.a_moves, m.restarts = 32, "slope", 4, 20
     m.near_rounds, m.near_steps, m.num_tries = 9, 1_000, 5_000
   if variant == "test":
     m.game = "compete"

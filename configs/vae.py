@@ -39,7 +39,7 @@ def get_config(variant="small"):
   m.schedule, m.steps_per_epoch, m.adam_eps = "cosine", 3_000, 1e-8  # or burda, in epochs
   m.eval_k, m.eval_chunk = 500, 50
   m.evidence = m.evidence_shown = 0  # examples of a batch, and of the plots; 0: none
-  m.chains, m.temperatures, m.leaps = 8, 500, 10  # of annealed importance sampling
+  m.chains, m.temperatures, m.leaps = 8, 500, 5  # of annealed importance sampling
   m.prior_exponent = 6  # plots go to 10^6 draws of the prior
   if variant == "mnist":
     c.data.source, c.data.name = "prepared", "mnist"
@@ -55,7 +55,7 @@ def get_config(variant="small"):
   if variant in LIKELIHOODS:
     m.likelihood = variant
   if variant == "evidence":
-    c.num_steps, c.sample_every = 3_000, 0
+    c.num_steps, c.sample_every = 2_000, 0
     m.evidence, m.evidence_shown = 2, 8
   if variant == "linear":  # its exact optimum is known: probabilistic PCA
     c.data.source, c.data.name = "installed", "digits"

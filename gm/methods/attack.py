@@ -54,7 +54,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   if info.num_classes < 2:
     raise ValueError(flags.unlabelled("attack", config.data))
   game = GAMES.index(flags.choice(m, "game", GAMES))
-  flags.within(m, "c_widths", "c_features", "a_base", least=1)
+  flags.within(m, "c_widths", "c_features", "a_base", "a_moves", least=1)
   flags.within(m, "c_steps", "a_steps", "once_steps", least=0, most=flags.MOST_STEPS)
   flags.within(m, "c_dropout", least=0.0, below=1.0)
   flags.within(m, "a_lr", "pgd_step", "near_weight", "near_stride", above=0.0)
@@ -63,15 +63,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.choice(m, "a_sees", ("image", "slope"))
   shape, num_classes = info.shape["image"], info.num_classes
   radius, stride = 2 * m.eps, 2 * m.pgd_step  # pixels in [-1, 1]: twice those in [0, 1]
-  c = nets.Classifier(
-    num_classes,
-    widths=m.c_widths,
-    features=m.c_features,
-    pool=m.c_pool,
-    dropout=m.c_dropout,
-    dtype=config.compute_dtype,
-  )
-  a = nets.Perturber(shape[-1], base=m.a_base, dtype=config.compute_dtype)
+  form, dtype = {"widths": m.c_widths, "features": m.c_features}, config.compute_dtype
+  c = nets.Classifier(num_classes, pool=m.c_pool, dropout=m.c_dropout, dtype=dtype, **form)
+  a = nets.Perturber(shape[-1], base=m.a_base, dtype=dtype)
 
   # ------------------------------------------------------------------------------ the two players
 
@@ -92,18 +86,22 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return jnp.mean(C(params, x).argmax(-1) == y, dtype=jnp.float32)
 
   def A(params, c_params, x, y, start):  # -> attacked images; start in [-1, 1], of the ball
-    shown, at, size = x, x, radius
-    if (
-      m.a_sees == "slope"
-    ):  # then it moves from a random point, or else C learns to bend its slopes
-      at, size = attacks.project(x + radius * start, x, radius), 1.25 * radius
+    def move(at, size, *more):  # what it is shown decides where it goes from `at`
+      shown = jnp.concatenate([x, *more], axis=-1)
+      new = at + size * jnp.tanh(GAIN * a.apply({"params": params}, shown))
+      # the clip is passed on as it were none: most pixels lie at an end of the box, and those that
+      # were pushed out once would never move again
+      return new + jax.lax.stop_gradient(attacks.project(new, x, radius) - new)
+
+    if m.a_sees == "image":
+      return move(x, radius)
+    # from a random point, or else C learns to bend its slopes at x, and stands against nothing else
+    at = attacks.project(x + radius * start, x, radius)
+    for _ in range(m.a_moves):
       found = jax.lax.stop_gradient(attacks.slope(against(c_params, y), at))
       mean = jnp.abs(found).mean((1, 2, 3), keepdims=True)
-      shown = jnp.concatenate([x, at - x, jnp.tanh(found / (mean + 1e-12))], axis=-1)
-    new = at + size * jnp.tanh(GAIN * a.apply({"params": params}, shown))
-    # the clip is passed on as it were none: most pixels lie at an end of the box, and those that
-    # were pushed out once would never move again
-    return new + jax.lax.stop_gradient(attacks.project(new, x, radius) - new)
+      at = move(at, 1.25 * radius / m.a_moves**0.5, at - x, jnp.tanh(found / (mean + 1e-12)))
+    return at
 
   def starts(key, x):
     return jax.random.uniform(key, x.shape, minval=-1.0)
@@ -194,12 +192,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def curves(named, key, x, y):  # accuracy under PGD, for radii from 0 to the largest
     eps = jnp.linspace(0.0, MOST_EPS, 6)
 
-    def at(params, size):  # steps in proportion, one start
-      new = pgd(key, params, x, y, size=2 * size, step=2 * size * m.pgd_step / m.eps)
-      return right(params, new, y)
+    def line(key, params):
+      def at(given):  # steps in proportion, one start
+        key, size = given[0], 2 * given[1]
+        new = pgd(key, params, x, y, size=size, step=size * m.pgd_step / m.eps)
+        return right(params, new, y)
 
-    lines = {n: jax.lax.map(lambda size, p=params: at(p, size), eps) for n, params in named.items()}
-    return {"x": eps, **lines}
+      return jax.lax.map(at, (jax.random.split(key, len(eps)), eps))
+
+    keys = core.keys(key, *named)
+    return {"x": eps, **{n: line(getattr(keys, n), params) for n, params in named.items()}}
 
   def show(state, batch, key):
     """Attacks with what C says of them, and accuracy against the size of an attack."""

@@ -33,7 +33,7 @@ def over_draws(
     log_var: of q, [B, Z].
     exact: log p(x), [B]; None: what annealed importance sampling gives, which is too low by little.
     num_prior: draws from the prior, of which all estimates by fewer are made; a power of 10.
-    num_importance: draws of q for each example, likewise.
+    num_importance: draws of q for each example, likewise, and no more.
     **annealing: of `evidence.annealed_weights`; chains is their number.
 
   Returns:
@@ -43,7 +43,8 @@ def over_draws(
   chains = annealing.pop("chains", 8)
   b, z_dim = mean.shape
   plain = evidence.prior_weights(k_prior, log_likelihood, (b, z_dim), num_prior)
-  weighted = evidence.importance_weights(k_q, log_likelihood, mean, log_var, num_importance)
+  num = min(num_importance, num_prior)
+  weighted = evidence.importance_weights(k_q, log_likelihood, mean, log_var, num)
   log_w, _ = evidence.annealed_weights(k_chains, log_likelihood, (chains, b, z_dim), **annealing)
   annealed, elbo = evidence.log_mean(log_w).mean(), weighted.mean()
   truth = annealed if exact is None else exact.mean()

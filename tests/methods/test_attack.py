@@ -119,13 +119,16 @@ def a_images(m, a_params, c_params, x, y, start):
   loss = lambda at: (
     -jnp.sum(jax.nn.log_softmax(c.apply({"params": c_params}, at))[jnp.arange(len(y)), y])
   )
-  slope = jax.lax.stop_gradient(jax.grad(loss)(at))
-  slope = jnp.tanh(slope / (jnp.abs(slope).mean((1, 2, 3), keepdims=True) + 1e-12))
-  shown = jnp.concatenate([x, at - x, slope], -1)
   net = nets.Perturber(1, base=m.a_base)
-  new = at + 1.25 * radius * jnp.tanh(5 * net.apply({"params": a_params}, shown))
-  passed = jnp.clip(jnp.clip(new, x - radius, x + radius), -1, 1)
-  return new + jax.lax.stop_gradient(passed - new)  # as if nothing were clipped
+  for _ in range(m.a_moves):
+    slope = jax.lax.stop_gradient(jax.grad(loss)(at))
+    slope = jnp.tanh(slope / (jnp.abs(slope).mean((1, 2, 3), keepdims=True) + 1e-12))
+    shown = jnp.concatenate([x, at - x, slope], -1)
+    step = jnp.tanh(5 * net.apply({"params": a_params}, shown))
+    new = at + 1.25 * radius / np.sqrt(m.a_moves) * step
+    clipped = jnp.clip(jnp.clip(new, x - radius, x + radius), -1, 1)
+    at = new + jax.lax.stop_gradient(clipped - new)  # as if nothing were clipped
+  return at
 
 
 def a_gradient(run, a_params, c_params, seen_by, sign=-1.0, drop=None):
@@ -173,15 +176,18 @@ def test_a_raises_the_loss_of_the_new_c_in_its_mode_of_evaluation():
   assert found["loss_a"] < 0 < found["loss_c"]
 
 
+CLEAN = {"model.c_dropout": 0.0, "model.a_moves": 2}
+
+
 def test_c_learns_from_clean_and_attacked_images_in_equal_parts():
   """Without dropout its loss is the mean of two cross-entropies, and that of its copy too."""
-  run, before, _, _, found = compete(**{"model.c_dropout": 0.0})
+  run, before, _, _, found = compete(**CLEAN)
   m, batch = run.config.model, batch_of(run)
   x, y = batch["image"], batch["label"]
   a = jax.tree.map(lambda p: p + 0.1, before["a"])  # which is zero at the start
   found = {}
   for i in (2, 3):  # finetune, compete
-    stage, state = run.stages[i], first_states(**{"model.c_dropout": 0.0})[i]
+    stage, state = run.stages[i], first_states(**CLEAN)[i]
     step = jax.jit(lambda *args, stage=stage: stage.step(*args)[1], compiler_options=QUICK)
     found |= step(state.replace(params={**state.params, "a": a}), batch, jax.random.key(3))
   k = core.keys(jax.random.key(3), "start", "c", "a")
