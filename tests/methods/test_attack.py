@@ -16,6 +16,7 @@ from conftest import OPTIMISED, train
 from PIL import Image
 
 from gm import attacks, core, errors, inspection, job, loop, sampling
+from gm.methods import attack
 from gm.nets import attack as nets
 
 ALL = ["classifier", "network", "finetune", "compete"]
@@ -336,7 +337,7 @@ def test_the_network_reaches_four_fifths_of_pgd_in_a_tenth_of_its_time(tmp_path,
     return attacks.pgd(key, raises, x, 2 * m.eps, step=step, num_steps=m.pgd_steps)
 
   def network(state, x, y):
-    new = x + 2 * m.eps * jnp.tanh(a.apply({"params": state.params["a"]}, x))
+    new = x + 2 * m.eps * jnp.tanh(attack.GAIN * a.apply({"params": state.params["a"]}, x))
     return attacks.project(new, x, 2 * m.eps)
 
   def seconds(function):
