@@ -34,7 +34,7 @@ from gm import attacks, core, flags, optim
 from gm.nets import attack as nets
 
 GAMES = ("attack", "network", "compete")
-PICTURES, CURVES, MOST_EPS = 16, 128, 0.5  # examples shown, and in accuracy against eps up to 0.5
+PICTURES, CURVES, MOST_EPS = 16, 128, 0.5  # examples shown, in curves up to this eps
 GAIN = 5.0  # of A's output: it has to reach the ends of tanh
 
 
