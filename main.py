@@ -52,6 +52,12 @@ _FORMAT = flags.DEFINE_enum(
 _WALK = flags.DEFINE_string(
   "walk", None, "With --mode=sample: 5,9,13; a film from seed to seed and back to the first."
 )
+_INPUT = flags.DEFINE_list(
+  "input", None, "With --mode=sample: files of images that samples are made of, each."
+)
+_TARGET = flags.DEFINE_string(
+  "target", None, "With --mode=sample: number or name of the class that samples shall become."
+)
 _FRAMES = flags.DEFINE_integer("frames", 60, "With --walk: frames of the film.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "With --mode=sample: folder; DIR/samples if not given.")
 _OVERWRITE = flags.DEFINE_bool(
@@ -73,6 +79,8 @@ OF_MODE = {  # the flags that one mode alone understands
     "num_samples",
     "seeds",
     "labels",
+    "input",
+    "target",
     "truncation",
     "format",
     "walk",
@@ -83,7 +91,7 @@ OF_MODE = {  # the flags that one mode alone understands
   "inspect": ["json", "layers"],
 }
 APART = (  # of each the first rules the others out
-  ("walk", "seeds", "num_samples", "format"),
+  ("walk", "seeds", "num_samples", "format", "input", "target"),
   ("seeds", "num_samples"),
 )
 
@@ -179,8 +187,9 @@ def request(sampling: ModuleType) -> NamedTuple:
     seeds, frames = asked.parse_seeds(_WALK.value, "--walk"), _FRAMES.value
   elif _SEEDS.value is not None:
     seeds, frames = asked.parse_seeds(_SEEDS.value), 0
-  else:
-    seeds, frames = range(_NUM_SAMPLES.value), 0
+  else:  # of an image of the user's own one sample, if no more are asked for
+    one = _INPUT.value is not None and not FLAGS["num_samples"].present
+    seeds, frames = range(1 if one else _NUM_SAMPLES.value), 0
   return sampling.Request(
     seeds,
     frames,
@@ -189,6 +198,8 @@ def request(sampling: ModuleType) -> NamedTuple:
     _FORMAT.value,
     _OUT.value,
     _OVERWRITE.value,
+    _INPUT.value,
+    _TARGET.value,
   )
 
 

@@ -1,4 +1,4 @@
-"""Seeds and labels as they are asked for, in flags or in Python: read and checked.
+"""Seeds, labels and images as they are asked for, in flags or in Python: read and checked.
 
 A range of seeds stays one, however long it is.
 """
@@ -8,8 +8,12 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from gm.errors import UserError
+import numpy as np
+
+from gm.data import images
+from gm.errors import UserError, user_input
 from gm.progress import say
 
 MAX_SEED = 2**31 - 1
@@ -78,13 +82,16 @@ def distinct(seeds: Sequence[int]) -> Sequence[int]:
   return seeds if isinstance(seeds, range) else list(dict.fromkeys(seeds))
 
 
-def label_numbers(labels: Sequence[str | int] | str | int, classes: Sequence[str]) -> list[int]:
+def label_numbers(
+  labels: Sequence[str | int] | str | int, classes: Sequence[str], flag: str = "--labels"
+) -> list[int]:
   """Returns labels as numbers, each once.
 
   Args:
     labels: numbers or names. A text that is a name is that class, also where it looks like a
       number; then a line says so.
     classes: all names, in the order of their numbers.
+    flag: that they were given by.
 
   Raises:
     UserError: if they are none, or one is unknown.
@@ -94,7 +101,7 @@ def label_numbers(labels: Sequence[str | int] | str | int, classes: Sequence[str
   """
   given = [labels] if isinstance(labels, str | int) else list(labels)
   if not given:
-    raise UserError("--labels names no label: give numbers or names, or leave it out")
+    raise UserError(f"{flag} names no label: give numbers or names, or leave it out")
   known, found = {name: i for i, name in enumerate(classes)}, []
   for label in given:
     text, named = str(label), isinstance(label, str) and label in known
@@ -102,10 +109,49 @@ def label_numbers(labels: Sequence[str | int] | str | int, classes: Sequence[str
     if not 0 <= number < len(classes):
       shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
       raise UserError(
-        f"--labels: there is no label {text!r}; give numbers from 0 to {len(classes) - 1} or"
+        f"{flag}: there is no label {text!r}; give numbers from 0 to {len(classes) - 1} or"
         f" names: {shown}"
       )
     if named and text.isdecimal() and text != str(number):
-      say(f"labels: {text} -> class {number}")
+      say(f"{flag.removeprefix('--')}: {text} -> class {number}")
     found.append(number)
   return list(dict.fromkeys(found))
+
+
+def read_images(paths: Sequence[str], shape: tuple[int, int, int]) -> np.ndarray:
+  """Reads images of the user's own as a data set's: upright, the largest centred part, resized.
+
+  Args:
+    paths: of files.
+    shape: H, W and C of the images that a method knows.
+
+  Returns:
+    f32 [N, H, W, C] in [-1, 1].
+
+  Raises:
+    UserError: if there is none, one cannot be read, or such a method has none as files.
+  """
+  paths = [paths] if isinstance(paths, str) else list(paths)
+  if not paths:
+    raise UserError("--input names no file: give paths of images, or leave it out")
+  if shape[2] not in (1, 3):
+    raise UserError(f"--input: images of {shape[2]} channels come from no file: leave it out")
+  try:
+    with user_input():
+      found = [images.read(path, *shape) for path in paths]
+  except UserError as error:
+    raise UserError(f"--input: {error}") from error
+  return np.stack(found).astype(np.float32) / 127.5 - 1
+
+
+def image_names(paths: Sequence[str]) -> list[str]:
+  """Names for what is made of files: their own without folder and ending, numbered where not new.
+
+  >>> image_names(["a/cat.png", "b/cat.jpg", "my dog.png"])
+  ['cat', 'cat_1', 'my_dog']
+  """
+  names = []
+  for i, path in enumerate(paths):
+    name = re.sub(r"[^\w.-]", "_", Path(path).stem)[:40]
+    names.append(name if name not in names else f"{name}_{i}")
+  return names

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-Batch = dict[
-  str, jax.Array
-]  # leaves [B, ...]; image f32 in [-1, 1], label and text i32, the rest f32
+# leaves [B, ...]; image f32 in [-1, 1], label and text i32, the rest f32; `sample` may be given a
+# target, i32, beside those of the data: the class that a sample shall become
+Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]  # f32 scalars
 
 

@@ -105,7 +105,8 @@ class Evaluator:
     each = sum(math.prod(shape) for shape in self.info.shape.values())
     num = int(np.clip(min(2**22 // each, self.source.num_examples), NUM_TILES, NUM_SHOWN))
     found = jax.device_get(self._show(state, self._tiles(num), self.keys["show"]))
-    samples.write_show(workdir, self.stage.name, int(state.step), found, self.info)
+    classes = self.source.classes
+    samples.write_show(workdir, self.stage.name, int(state.step), found, self.info, classes)
 
   def finish(self, workdir: str, state: core.State) -> dict[str, float]:
     """Evaluates, and writes eval.json with the protocol that the numbers need."""

@@ -13,6 +13,9 @@ nll is the importance-weighted estimate -log (1/k) sum_i p(x, z_i) / q(z_i|x), B
 arXiv:1509.00519, an upper bound of -log p(x) that is tight for large k.
 rate = mutual_information + marginal_kl: what z tells about which of N test examples it came from
 (at most log N), and KL of their mean q(z) from p(z), Hoffman and Johnson, 2016.
+`evidence` estimates log p(x) of some test examples in three ways, from draws of the prior (prior),
+of q (importance) and by annealed importance sampling, and draws their errors against the number of
+draws, and of linear models, whose evidence is exact, against that of latents.
 `linear` is probabilistic PCA, whose exact likelihood is reported as log_likelihood.
 Departures: binarisation is drawn anew for each batch; the decoder's output bias starts at the
 log-odds of the first batch's pixels, in Burda's code of the training set's. `paper` is their
@@ -31,10 +34,12 @@ import jax.numpy as jnp
 from gm import core, diagnostics, flags, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
-from gm.probability import likelihood, linear_gaussian
+from gm.probability import evidence, evidence_study, likelihood, linear_gaussian
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian_shared", "gaussian_pixel")
 MIN_LOG_STD = -5.0
+PLAIN, WEIGHTED = 10_000, 500  # draws of the prior, and of q, in what `evidence` reports
+LATENTS = (2, 5, 10, 20, 50)  # of the linear models
 
 
 @jax.jit
@@ -80,6 +85,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.within(m, "enc_widths", "dec_widths", least=1, empty=True)
   flags.within(m, "steps_per_epoch", least=1, most=flags.MOST_STEPS // 3**7)  # of 7 legs in one
   flags.within(m, "std", "adam_eps", above=0.0)
+  flags.within(m, "evidence", "evidence_shown", least=0, most=64)  # examples
+  flags.within(m, "chains", "temperatures", "leaps", least=1)
+  flags.within(m, "prior_exponent", least=3, most=7)
   flags.choice(m, "likelihood", LIKELIHOODS)
   flags.choice(m, "activation", tuple(mlp.ACTIVATIONS))
   flags.choice(m, "schedule", ("cosine", "burda"))
@@ -185,7 +193,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
-    k = core.keys(key, "pixels", "elbo", "weights")
+    k = core.keys(key, "pixels", "elbo", "weights", "evidence")
     x, p = observe(batch, k.pixels), state.params
     z, mean, log_var = draw(p, x, jax.random.normal(k.elbo, (len(x), m.z_dim)))
     distortion, rate = -log_likelihood(p, x, z).mean(), likelihood.kl_gaussian(mean, log_var).mean()
@@ -202,9 +210,29 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       "nll": -likelihood.importance_weighted_bound(log_w).mean(),
       **{"z": z, "mean": mean, "log_var": log_var},  # for `conclude`
     }
+    if m.evidence:
+      found |= estimates(p, x[: m.evidence], k.evidence)
     if linear:
       found["log_likelihood"] = linear_gaussian.log_likelihood(as_linear_gaussian(p), x).mean()
     return found
+
+  annealing = {"num_temperatures": m.temperatures, "num_leaps": m.leaps}
+
+  def estimates(p, x, key):  # of log p(x), means over the examples x
+    k = core.keys(key, "prior", "importance", "annealed")
+    of_z = lambda z: log_likelihood(p, x, z)
+    plain = evidence.prior_weights(k.prior, of_z, (len(x), m.z_dim), PLAIN)
+    weighted = evidence.importance_weights(k.importance, of_z, *encode(p, x), WEIGHTED)
+    shape = (m.chains, len(x), m.z_dim)
+    chains, accepted = evidence.annealed_weights(k.annealed, of_z, shape, **annealing)
+    return {
+      "evidence_prior": evidence.log_mean(plain).mean(),
+      "evidence_importance": evidence.log_mean(weighted).mean(),
+      "evidence_elbo": weighted.mean(),
+      "evidence_annealed": evidence.log_mean(chains).mean(),
+      "annealed_spread": chains.std(0).mean(),
+      "annealed_accepted": accepted,
+    }
 
   def conclude(found, key):
     known = information(found["z"], found["mean"], found["log_var"])
@@ -220,14 +248,30 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return linear_gaussian.LinearGaussian(weight, mean, jnp.exp(2 * log_std))
 
   def show(state, batch, key):
-    p, x = state.params, batch["image"][:32]
-    mean, _ = encode(p, observe({"image": x}, key))
+    p, x, k = state.params, batch["image"][:32], core.keys(key, "pixels", "evidence")
+    mean, _ = encode(p, observe({"image": x}, k.pixels))
     paint = lambda z: picture(p, z)
     found = {
       "reconstruction": pictures.pairs(x, paint(mean)),
       "interpolation": pictures.lines(paint, mean[:8], mean[8:16]),
     }
-    return {**found, "manifold": pictures.plane(paint)} if m.z_dim == 2 else found
+    if m.z_dim == 2:
+      found["manifold"] = pictures.plane(paint)
+    if m.evidence_shown:
+      found |= study(p, batch, k.evidence)
+    return found
+
+  def study(p, batch, key):  # plots of estimates against draws and, of linear models, latents
+    k = core.keys(key, "pixels", "draws", "latents")
+    every = observe(batch, k.pixels)
+    x = every[: m.evidence_shown]
+    options = {**annealing, "chains": m.chains}
+    of_z = lambda z: log_likelihood(p, x, z)
+    num = 10**m.prior_exponent
+    found = evidence_study.over_draws(k.draws, of_z, *encode(p, x), num_prior=num, **options)
+    latents = tuple(d for d in LATENTS if d < min(len(every), num_pixels))
+    models = evidence_study.over_latents(k.latents, every, latents, **options)
+    return {**{f"evidence_{n}": v for n, v in found.items()}, "evidence_latents": models}
 
   train = core.Stage("train", config.num_steps, init, step, sample, evaluate, show)
   return [train._replace(conclude=conclude, latent=latent, generate=render)]

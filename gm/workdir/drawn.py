@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gm.workdir import files, samples
+from gm.workdir import files, samples, tiles
 
 # what names of pictures begin with that were asked for; reports leave them out
 NAMED = re.compile(r"(truncation[-+.e\d]+_)?(seeds|walk)\d")
@@ -107,7 +107,7 @@ class Files:
     for images in zip(*(batch[kind] for kind in self.kinds)):
       name = next(self.names)
       for kind, image in zip(self.kinds, images):
-        files.write_bytes(self.folder / f"{name}{self.tail[kind]}.png", samples.png(image))
+        files.write_bytes(self.folder / f"{name}{self.tail[kind]}.png", tiles.png(image))
 
   def close(self) -> list[Path]:
     """Returns the folder."""
@@ -156,7 +156,7 @@ class Arrays:
 class Picture:
   """One picture of all samples: a grid of images, or what suits the kind of data, and its .npz."""
 
-  def __init__(self, place: Place, name: str, rows: int, info: Any):
+  def __init__(self, place: Place, name: str, rows: int, info: Any, classes: Sequence[str] = ()):
     """Names the file.
 
     Args:
@@ -164,12 +164,13 @@ class Picture:
       name: of the samples.
       rows: of the grid; 1 lays images out in a square.
       info: core.Info of the data.
+      classes: names of the labels.
 
     Raises:
       ValueError: if a file is there already.
     """
     self.where = lambda more, ending: place.path(f"{name}_{more}" if more else name, ending)
-    self.rows, self.info, self.parts = rows, info, []
+    self.rows, self.info, self.classes, self.parts = rows, info, classes, []
     place.check(self.where("", ending) for ending in ("png", "npz", "txt"))
 
   def add(self, batch: Mapping[str, np.ndarray]) -> None:
@@ -179,4 +180,4 @@ class Picture:
   def close(self) -> list[Path]:
     """Draws the picture; returns the files."""
     batch = {k: np.concatenate([p[k] for p in self.parts]) for k in self.parts[0]}
-    return samples.write_kinds(self.where, batch, None, self.info, self.rows)
+    return samples.write_kinds(self.where, batch, None, self.info, self.rows, self.classes)

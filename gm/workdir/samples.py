@@ -17,90 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gm.workdir import files, plots
+from gm.workdir import files, plots, tiles
 
 MAX_TILES = 400  # of one picture of samples; write_arrays keeps them all
-_TILE = 56  # pixels; smaller images are enlarged to at least this
-_GAP, _GAP_VALUE = 2, 60  # separators: thin, dark grey
 _PICTURE = re.compile(r"(?P<stage>.+?)_(?P<step>\d{8,})(?:_(?P<name>.+))?\Z")
 
 
-def to_uint8(images: Any) -> np.ndarray:
-  """Maps [-1, 1] to 0..255: round(127.5 (x + 1)), clipped; NaN is black; uint8 passes through.
-
-  >>> to_uint8(np.array([-1.0, 0.0, 1.0, 7.0])).tolist()
-  [0, 128, 255, 255]
-  """
-  images = np.asarray(images)
-  if images.dtype == np.uint8:
-    return images
-  scaled = np.round((images.astype(np.float32) + 1.0) * 127.5)
-  return np.clip(np.nan_to_num(scaled, nan=0.0), 0.0, 255.0).astype(np.uint8)
-
-
-def planes(images: Any) -> np.ndarray:
-  """Images [..., H, W, C] in [-1, 1] or uint8 -> u8 [N, H, W, 1 or 3].
-
-  The planes of any other C stand side by side in grey.
-  """
-  tiles = to_uint8(images)
-  tiles = tiles.reshape(-1, *tiles.shape[-3:])
-  if tiles.shape[-1] in (1, 3):
-    return tiles
-  return np.swapaxes(tiles, 2, 3).reshape(*tiles.shape[:2], -1, 1)
-
-
-def grid(images: Any) -> np.ndarray:
-  """Lays images out on one canvas, enlarged by an integer (nearest) to tiles of 56 px or more.
-
-  Args:
-    images: [N, H, W, C] (nearly square layout) or [rows, cols, H, W, C], in [-1, 1] or uint8.
-      C is 1 (grey) or 3 (RGB); the planes of any other C stand side by side in grey.
-
-  Returns:
-    u8 [height, width] or [height, width, 3].
-
-  Raises:
-    ValueError: on any other shape, or none at all.
-  """
-  images = np.asarray(images)
-  if images.ndim not in (4, 5) or not images.size:
-    raise ValueError(f"images are [N, H, W, C] or [rows, cols, H, W, C], given {images.shape}")
-  if images.ndim == 4:
-    rows, cols = plots.layout(len(images), *images.shape[1:3])
-  else:
-    rows, cols = images.shape[:2]
-  tiles = planes(images)
-  num, height, width, channels = tiles.shape
-  scale = max(1, -(-_TILE // max(height, width)))
-  height, width = height * scale, width * scale
-  tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
-  shape = (rows * (height + _GAP) + _GAP, cols * (width + _GAP) + _GAP, channels)
-  canvas = np.full(shape, _GAP_VALUE, np.uint8)
-  for i in range(num):
-    top = _GAP + (i // cols) * (height + _GAP)
-    left = _GAP + (i % cols) * (width + _GAP)
-    canvas[top : top + height, left : left + width] = tiles[i]
-  return canvas[..., 0] if channels == 1 else canvas
-
-
 def write_grid(path: str | Path, images: Any) -> Path:
-  """Writes `grid(images)` as one PNG, grey or RGB."""
-  return files.write_bytes(path, _png(grid(images)))
-
-
-def png(image: Any) -> bytes:
-  """One image [H, W, C] in [-1, 1] as a PNG of its own size, see `planes`."""
-  pixels = planes(image)[0]
-  return _png(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-  from PIL import Image
-
-  buffer = io.BytesIO()
-  Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
-  return buffer.getvalue()
+  """Writes `tiles.grid(images)` as one PNG, grey or RGB."""
+  return files.write_bytes(path, tiles.encode(tiles.grid(images)))
 
 
 def write_arrays(path: str | Path, batch: Mapping[str, Any]) -> Path:
@@ -168,12 +93,14 @@ def write_kinds(
   reference: Mapping[str, Any] | None = None,
   info: Any = None,
   rows: int = 1,
+  classes: Sequence[str] = (),
 ) -> list[Path]:
   """Writes samples as pictures for people, by the kind of each entry.
 
   Images (image, or domains a and b) become a PNG grid. Points, series and rows become a plot, with
   real data in grey behind, and an .npz with the whole batch. A roll is drawn as an image, pitch
-  upwards. Text becomes .txt. The first of these has no name, any other its own.
+  upwards. Text becomes .txt. The first of these has no name, any other its own. Several images for
+  each sample become its row, under each the class in the entry <kind>_label, see `tiles.captioned`.
 
   Args:
     where: (name, ending) -> path.
@@ -181,6 +108,7 @@ def write_kinds(
     reference: real data of the same kind, for the plots.
     info: core.Info of the data: modes and mode_std, columns and vocab_size are used.
     rows: of a grid of images; 1 lays them out in a square.
+    classes: names of the labels.
 
   Returns:
     The files written.
@@ -195,12 +123,15 @@ def write_kinds(
       found[where(name, "txt")] = lines.encode()
     elif kind == "roll":
       images = 2.0 * np.swapaxes(x[:MAX_TILES], 1, 2)[:, ::-1, :, None] - 1.0
-      found[where(name, "png")] = _png(grid(images))
+      found[where(name, "png")] = tiles.encode(tiles.grid(images))
     elif kind in plots.BY_KIND:
       found[where(name, "png")] = plots.BY_KIND[kind](x, real, info)
     elif x.ndim == 4:
       x = x[:MAX_TILES] if rows == 1 else x.reshape(rows, -1, *x.shape[1:])
-      found[where(name, "png")] = _png(grid(x))
+      found[where(name, "png")] = tiles.encode(tiles.grid(x))
+    elif x.ndim == 5:
+      picture = tiles.captioned(x[: MAX_TILES // x.shape[1]], batch.get(f"{kind}_label"), classes)
+      found[where(name, "png")] = picture
   written = []
   if any(k in batch for k in ("point", "series", "row", "roll")):
     written.append(write_arrays(where("", "npz"), batch))
@@ -216,7 +147,12 @@ def is_drawn(workdir: str | Path, stage: str, step: int) -> bool:
 
 
 def write_show(
-  workdir: str | Path, stage: str, step: int, pictures: Mapping[str, Any], info: Any = None
+  workdir: str | Path,
+  stage: str,
+  step: int,
+  pictures: Mapping[str, Any],
+  info: Any = None,
+  classes: Sequence[str] = (),
 ) -> list[Path]:
   """Writes the extra pictures of `Stage.show` as <stage>_<step>_<name>.png.
 
@@ -224,6 +160,8 @@ def write_show(
     an array [N, H, W, C] of images, as info has them: a square grid;
     an array [rows, cols, ...]: images [rows, cols, H, W, C]; points [rows, cols, D] and series
       [rows, cols, T, F] are drawn, row by row; others are kept as .npz;
+    {"images": [rows, cols, H, W, C], "label": int [rows, cols]}: the class under each, see
+      `tiles.captioned`;
     {"points": [N, 2], "label": int [N]}: a scatter, coloured by class where there is a label;
     {"x": [N], name: [N], ..., "draws": [M]}: a curve over x for each name and, where there are
       draws, their histogram as a density behind the curves, for integers a bar at each.
@@ -234,6 +172,7 @@ def write_show(
     step: steps done in it.
     pictures: {name: entry}.
     info: core.Info of the data, for the centres of the modes and the shape of an image.
+    classes: names of the labels.
 
   Returns:
     The files written.
@@ -244,6 +183,10 @@ def write_show(
   written = []
   for name, x in pictures.items():
     png = sample_path(workdir, stage, step, name, "png")
+    if isinstance(x, Mapping) and set(x) == {"images", "label"}:
+      picture = tiles.captioned(*(np.asarray(x[k]) for k in ("images", "label")), classes)
+      written.append(files.write_bytes(png, picture))
+      continue
     if isinstance(x, Mapping):
       written.append(
         files.write_bytes(png, plots.table(name, {k: np.asarray(v) for k, v in x.items()}))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gm.workdir import files, plots, samples
+from gm.workdir import files, plots, samples, tiles
 from gm.workdir.drawn import Place
 
 REMEDY = "pip install av==18.1.0 writes walks as MP4 too"
@@ -36,9 +36,9 @@ def frames(images: np.ndarray) -> np.ndarray:
   >>> frames(np.zeros((2, 28, 20, 1))).shape
   (2, 280, 200, 1)
   """
-  tiles = samples.planes(images)
-  scale = max(1, -(-_LEAST // max(tiles.shape[1:3])))
-  return tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+  planes = tiles.planes(images)
+  scale = max(1, -(-_LEAST // max(planes.shape[1:3])))
+  return planes.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def mp4(pictures: np.ndarray) -> bytes | None:

@@ -230,6 +230,8 @@ MISTYPED = {  # flags -> what the one line says; none of them waits for jax
   ("--config=configs/gan.py", "--workdir=x", "--layers"): "--layers belongs to --mode=inspect",
   ("--workdir=x", "--mode=sample", "--seeds=1", "--num_samples=3"): "--num_samples exclude",
   ("--workdir=x", "--mode=sample", "--frames=3"): "--frames belongs to --walk",
+  ("--config=configs/gan.py", "--workdir=x", "--target=3"): "--target belongs to --mode=sample",
+  ("--workdir=x", "--mode=sample", "--walk=1,2", "--input=a.png"): "--walk and --input exclude",
   **{
     ("--config=configs/gan.py", "--workdir=x", flag): said
     for flag, said in {

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
-from gm import core, errors, inspection, job, pictures, sampling, sharding
+from gm import asked, core, errors, inspection, job, pictures, sampling, sharding
 from gm.workdir import record
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
-WITHOUT_LATENT = ("classifier", "sampling")  # draw nothing, or from a law that has none
+WITHOUT_LATENT = ("attack", "classifier", "sampling")  # draw nothing, or of what has none
 KINDS = {"image", "point"}
 
 
@@ -254,3 +255,74 @@ def test_statistics_that_samples_share_are_taken_before_the_first():
     assert (a != b).any()
   again = sampling.Sampler(s.job, 0, s.state).state.extra["standing"]
   jax.tree.map(np.testing.assert_array_equal, again, kept)
+
+
+# ------------------------------------------------------------------------- inputs and targets
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+  """Two images of the user's own, neither of the size of the data."""
+  folder, found = tmp_path_factory.mktemp("own"), []
+  for i, size in enumerate([(56, 56), (28, 40)]):
+    grey = np.random.default_rng(i).integers(0, 256, size, np.uint8)
+    found.append(str(folder / f"own{i}.png"))
+    Image.fromarray(grey).save(found[-1])
+  return found
+
+
+def with_inputs(name, inputs):
+  s = sampler(name, **({"model__game": "attack"} if name == "attack" else {}))
+  return sampling.Sampler(s.job, 0, s.state, s.classes, inputs)
+
+
+def test_an_image_of_ones_own_takes_the_place_of_an_example(files, monkeypatch):
+  """It is read as a data set's, and no data set is."""
+  monkeypatch.setattr(job, "load", None)
+  s = with_inputs("classifier", files)
+  found = drawn(s.stream([3, 70]))
+  expected = asked.read_images(files, (28, 28, 1))
+  assert expected.min() >= -1 and expected.max() <= 1 and expected.std() > 0.1
+  assert found["seed"].tolist() == [3, 70, 3, 70]  # all seeds for the first, then for the second
+  np.testing.assert_allclose(found["image"], np.repeat(expected, 2, axis=0), atol=1e-6)
+  logits = s.stage.sample(s.state, {"image": expected, "label": None}, None)["label"]
+  np.testing.assert_array_equal(found["label"], np.repeat(logits, 2))
+
+
+def test_a_target_is_what_sample_is_told(files):
+  s = with_inputs("attack", files[:1])
+  told = []
+  whole = s.stage.sample
+
+  def sample(state, batch, key):
+    told.append(set(batch))
+    return {**whole(state, batch, key), "image": batch["target"] + 0.0}
+
+  assert s.target("3") == 3 and s.target(None) is None
+  named = sampling.Sampler(s.job, 0, s.state, ["cat", "dog", *"abcdefgh"], files[:1])
+  assert named.target("dog") == 1
+  s.stage = s.stage._replace(sample=sample)
+  assert drawn(s.stream([0], target=7))["image"].tolist() == [7.0]
+  assert told == [{"image", "label", "target"}]
+
+
+def test_what_takes_no_input_or_target_says_so(files, tmp_path):
+  for name in ("gan", "cgan", "sampling"):
+    with pytest.raises(errors.UserError, match=f"--input: samples of this {name} .* of no image"):
+      with_inputs(name, files)
+    with pytest.raises(errors.UserError, match=f"--target: this {name} is told no target"):
+      sampler(name).target("3")
+  with pytest.raises(errors.UserError, match=r"--target: this classifier is told no target"):
+    sampler("classifier").target(3)
+  with pytest.raises(errors.UserError, match=r"^--target: there is no label '10'.* 0 to 9"):
+    with_inputs("attack", files).target("10")
+  broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
+  broken.write_bytes(b"no image")
+  for paths, said in (
+    ([], "--input names no file"),
+    ([files[0], str(missing)], r"--input: .*missing\.png: No such file"),
+    ([str(broken)], r"--input: .*broken\.png: not readable as an image"),
+    ([str(tmp_path)], "--input: .*not readable|--input: .*Is a directory"),
+  ):
+    with pytest.raises(errors.UserError, match=said):
+      with_inputs("classifier", paths)

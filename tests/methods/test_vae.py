@@ -171,14 +171,14 @@ def test_importance_weighting_is_no_worse_than_the_bound():
   np.testing.assert_allclose(-found["elbo"], found["distortion"] + found["rate"], rtol=1e-6)
 
 
-def test_nll_is_exact_where_the_posterior_is():
-  """Every weight is then p(x), whatever is drawn: x = W z + mu + s eps with W's columns at right
-  angles has a diagonal posterior, and an encoder without hidden layers can hold it.
+def known_linear(made, num=1_000):
+  """A batch, a state whose posterior is exact, log p(x) of the batch, W, s^2, mean of q and its
+  variance, and x - mu: W's columns at right angles make the posterior diagonal, and an encoder
+  without hidden layers can hold it.
   """
-  made = job.prepare(config_of("linear", **{"model.z_dim": 2, "model.eval_k": 3}))
-  stage, rng, s2 = made.stages[0], np.random.default_rng(0), 0.3
-  batch = {"image": jnp.asarray(rng.uniform(-1, 1, (1_000, 8, 8, 1)), jnp.float32)}
-  x = np.asarray(batch["image"], np.float64).reshape(1_000, 64) / 2 + 0.5
+  rng, s2 = np.random.default_rng(0), 0.3
+  batch = {"image": jnp.asarray(rng.uniform(-1, 1, (num, 8, 8, 1)), jnp.float32)}
+  x = np.asarray(batch["image"], np.float64).reshape(num, 64) / 2 + 0.5
   mu = rng.normal(size=64)
   w = np.linalg.qr(rng.normal(size=(64, 2)))[0] * [1.5, 0.7]
   var = 1 / (np.array([1.5, 0.7]) ** 2 / s2 + 1)
@@ -188,20 +188,71 @@ def test_nll_is_exact_where_the_posterior_is():
   params = {"enc": enc, "dec": dec, "std": {"log_std": np.log(s2) / 2}}
   params = jax.tree.map(lambda p, new: jnp.asarray(new, p.dtype), made.templates[0].params, params)
   state = core.State(step=jnp.zeros((), jnp.int32), params=params, opt={})
-  evaluate = jax.jit(stage.evaluate, compiler_options=QUICK)
-  found = evaluate(state, batch, jax.random.key(1))
   r, cov = x - mu, w @ w.T + s2 * np.eye(64)
   log_det = np.linalg.slogdet(2 * np.pi * cov)[1]
   exact = -0.5 * (np.einsum("ni,ij,nj->n", r, np.linalg.inv(cov), r) + log_det)
+  return batch, state, exact, (w, s2, r @ to_mean, var, r)
+
+
+def test_nll_is_exact_where_the_posterior_is():
+  """Every weight is then p(x), whatever is drawn: x = W z + mu + s eps."""
+  made = job.prepare(config_of("linear", **{"model.z_dim": 2, "model.eval_k": 3}))
+  batch, state, exact, (w, s2, mean, var, r) = known_linear(made)
+  evaluate = jax.jit(made.stages[0].evaluate, compiler_options=QUICK)
+  found = evaluate(state, batch, jax.random.key(1))
   np.testing.assert_allclose(found["log_likelihood"], exact.mean(), rtol=1e-5)
   np.testing.assert_allclose(found["nll"], -exact.mean(), rtol=1e-5)
-  mean = r @ to_mean
   rate = 0.5 * (mean**2 + var - 1 - np.log(var)).sum(1).mean()
   np.testing.assert_allclose(found["rate"], rate, rtol=1e-4)
   # of one draw for each example, which differs by 0.7 from draw to draw
   errors = ((r - mean @ w.T) ** 2).sum(1).mean() + (w**2 * var).sum()
   distortion = 0.5 * errors / s2 + 32 * np.log(2 * np.pi * s2)
   np.testing.assert_allclose(found["distortion"], distortion, atol=4 * 0.7 / np.sqrt(1_000))
+
+
+FEW = {"model.chains": 6, "model.temperatures": 100, "model.leaps": 4, "model.prior_exponent": 3}
+
+
+def test_three_estimates_of_a_linear_decoder_beside_its_exact_evidence():
+  made = job.prepare(config_of("linear", **{"model.z_dim": 2, "model.evidence": 5, **FEW}))
+  batch, state, exact, _ = known_linear(made, 50)
+  evaluate = jax.jit(made.stages[0].evaluate, compiler_options=QUICK)
+  found, want = evaluate(state, batch, jax.random.key(1)), exact[:5].mean()
+  for name, error in (("importance", 1e-3), ("elbo", 1e-3), ("prior", 0.5), ("annealed", 0.5)):
+    np.testing.assert_allclose(found[f"evidence_{name}"], want, atol=error, err_msg=name)
+  worse = jax.tree.map(jnp.copy, state.params)
+  worse["enc"]["log_var"] += 1.0  # q too wide: then the bound is loose and the estimate is not
+  found = evaluate(state.replace(params=worse), batch, jax.random.key(1))
+  assert found["evidence_elbo"] < want - 0.5
+  np.testing.assert_allclose(found["evidence_importance"], want, atol=0.2)
+
+
+def test_curves_of_the_estimates():
+  config = config_of("test", **{"model.evidence_shown": 2, **FEW, "model.temperatures": 3})
+  with config.unlocked():
+    config.data.source, config.data.name = "installed", "digits"
+  made = job.prepare(config)
+  source = job.load(made, 0, "test", shuffle=False)
+  batch = source.decode(source.batch(0, 200))
+  state = made.stages[0].init(jax.random.key(0), batch, None)
+  show = jax.jit(lambda *args: made.stages[0].show(*args), compiler_options=QUICK)
+  found = show(state, batch, jax.random.key(1))
+  curves = {n: v for n, v in found.items() if n.startswith("evidence_")}
+  assert set(curves) == {f"evidence_{n}" for n in ("estimate", "bias", "spread", "latents")}
+  estimate = curves["evidence_estimate"]
+  assert estimate["x"].tolist() == [0, 1, 2, 3] and np.isfinite(estimate["prior"]).all()
+  assert curves["evidence_latents"]["x"].tolist() == [2, 5, 10, 20, 50]
+  assert all(np.isfinite(v).all() for v in curves["evidence_latents"].values())
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_plain_draws_miss_digits_where_weighted_ones_do_not(tmp_path, seed):
+  """With 20 latents: 10,000 draws of the prior, 500 of q, beside annealed importance sampling."""
+  found = train(config_of("evidence", seed=seed), tmp_path / "run")
+  error = lambda name: found[f"evidence_{name}"] - found["evidence_annealed"]
+  assert error("prior") < -10 and abs(error("importance")) < 1, found
+  assert error("elbo") < error("importance"), found
 
 
 def test_pixels_are_drawn_with_their_own_probabilities():

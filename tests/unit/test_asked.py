@@ -69,6 +69,7 @@ def sampler(kind, shape):
     data=[kind],
     images={"image"},
     walks=True,
+    classes=(),
     bytes=8 + 4 * int(np.prod(shape)),
     info=core.Info({kind: shape}),
     label=lambda seed, label: label,

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gm import core, progress
-from gm.workdir import drawn, samples, video
+from gm.workdir import drawn, samples, tiles, video
 
 
 def place(folder, overwrite=False, out=None):
@@ -34,7 +34,7 @@ def test_files_hold_each_image_in_its_true_size(tmp_path):
   assert folder == tmp_path / "samples/train_00000007"
   assert sorted(p.name for p in folder.iterdir()) == [f"seed{i}.png" for i in range(5)]
   for i in range(5):
-    np.testing.assert_array_equal(pixels(folder / f"seed{i}.png"), samples.to_uint8(x[i]))
+    np.testing.assert_array_equal(pixels(folder / f"seed{i}.png"), tiles.to_uint8(x[i]))
 
 
 def test_files_go_where_out_says_and_of_two_kinds_each_has_its_name(tmp_path):
@@ -113,9 +113,9 @@ def test_a_grid_has_a_row_for_each_label(tmp_path):
   writer.add({"image": x[:3], "seed": np.arange(3)})
   writer.add({"image": x[3:], "seed": np.arange(3)})
   (path,) = writer.close()
-  expected = samples.grid(x.reshape(3, 2, 60, 60, 1))
+  expected = tiles.grid(x.reshape(3, 2, 60, 60, 1))
   np.testing.assert_array_equal(pixels(path), expected)
-  assert expected.shape[0] > expected.shape[1] and samples.grid(x).shape != expected.shape
+  assert expected.shape[0] > expected.shape[1] and tiles.grid(x).shape != expected.shape
 
 
 def test_points_become_a_plot_and_arrays(tmp_path):
@@ -129,7 +129,7 @@ def test_show_draws_images_as_images(tmp_path):
   x = images(5, 60, 60)
   info = core.Info({"image": (60, 60, 1)})
   (path,) = samples.write_show(tmp_path, "train", 1, {"drawn": x}, info)
-  np.testing.assert_array_equal(pixels(path), samples.grid(x))
+  np.testing.assert_array_equal(pixels(path), tiles.grid(x))
 
 
 def test_a_walk_becomes_a_gif_without_an_encoder_too(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_a_walk_becomes_a_gif_without_an_encoder_too(tmp_path, monkeypatch):
     for i in range(6):
       film.seek(i)
       value = np.asarray(film.convert("L"))
-      np.testing.assert_allclose(value, samples.to_uint8(x[i, 0, 0, 0]), atol=1)
+      np.testing.assert_allclose(value, tiles.to_uint8(x[i, 0, 0, 0]), atol=1)
 
 
 def test_a_walk_becomes_an_mp4_where_the_encoder_is(tmp_path):
@@ -155,7 +155,7 @@ def test_a_walk_becomes_an_mp4_where_the_encoder_is(tmp_path):
   assert film.streams.video[0].codec_context.name == "h264"
   assert len(frames) == 6 and frames[0].shape == (256, 302)  # even sides
   means = [f.mean() for f in frames]
-  np.testing.assert_allclose(means, samples.to_uint8(x[:, 0, 0, 0]), atol=4)
+  np.testing.assert_allclose(means, tiles.to_uint8(x[:, 0, 0, 0]), atol=4)
 
 
 def test_a_walk_of_points_becomes_a_path(tmp_path):
@@ -172,3 +172,41 @@ def test_progress_tells_samples_per_second(capsys):
   with progress.Count(6, "images") as count:
     count.add(6)  # all at once
   assert re.fullmatch(r"6/6 images  [\d,.e+]+ images/s with the start\n", capsys.readouterr().out)
+
+
+def test_images_have_the_names_of_their_classes_under_them():
+  """Nothing of a tile is covered; a strip below holds the name, or stays empty."""
+  x = np.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8, 1)
+  label = np.array([[0, -1, 1], [1, 1, 7]])
+  open_ = lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+  plain, named = (open_(tiles.captioned(x, y, ["cat", "dog"])) for y in (None, label))
+  assert plain.shape == named.shape
+  rows, cols = np.nonzero((plain != named).any(-1))
+  side = tiles.grid(x[:1, 0]).shape[0]  # of a tile with its frame
+  assert named.shape[:2] == (2 * (side + 16), 3 * side)
+  places = {(int(r // (side + 16)), int(c // side)) for r, c in zip(rows, cols)}
+  assert places == {(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)}  # all but that below 0
+  assert (rows % (side + 16) >= side).all()
+  for i in range(2):
+    for j in range(3):
+      tile = named[i * (side + 16) :, j * side :][:side, :side, 0]
+      np.testing.assert_array_equal(tile, tiles.grid(x[i, j : j + 1]))
+  numbers = open_(tiles.captioned(x, label))  # without names
+  assert (numbers != named).any()
+  with pytest.raises(ValueError, match=r"given \(2, 2\)"):
+    tiles.captioned(x, label[:, :2])
+
+
+def test_several_images_for_a_sample_are_its_row(tmp_path):
+  x = np.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8, 1)
+  label = np.array([[0, -1, 1], [1, 1, 0]])
+  place = drawn.Place(tmp_path, None, "train_00000001")
+  picture = drawn.Picture(place, "seeds0-1", 1, core.Info({}), ["cat", "dog"])
+  picture.add({"attack": x, "attack_label": label, "image": x[:, 0]})
+  first, second = picture.close()
+  assert first.name.endswith("seeds0-1.png") and second.name.endswith("seeds0-1_image.png")
+  assert first.read_bytes() == tiles.captioned(x, label, ["cat", "dog"])
+  (shown,) = samples.write_show(
+    tmp_path, "t", 1, {"attack": {"images": x, "label": label}}, core.Info({}), ["cat", "dog"]
+  )
+  assert shown.read_bytes() == first.read_bytes()

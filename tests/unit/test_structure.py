@@ -11,7 +11,7 @@ ALLOWED = {  # who may import what of gm
   "core": set(),
   "methods": {
     *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
-    *("ada", "diagnostics", "flags", "labelled", "pictures"),
+    *("ada", "attacks", "diagnostics", "flags", "labelled", "pictures"),
   },
   "nets": {"nets", "nn"},
   "nn": {"nn"},
@@ -19,6 +19,7 @@ ALLOWED = {  # who may import what of gm
   "regularizers": set(),
   "augment": set(),
   "ada": set(),
+  "attacks": set(),
   "optim": set(),
   "flags": {"core"},
   "labelled": {"core"},
@@ -35,10 +36,10 @@ ALLOWED = {  # who may import what of gm
   "interrupt": {"progress"},
   "processes": {"interrupt"},
   "feed": {"core", "job", "sharding"},
-  "asked": {"errors", "progress"},
+  "asked": {"data", "errors", "progress"},
+  "sampler": {"asked", "core", "errors", "inspection", "job", "pictures", "sharding"},
   "sampling": {
-    *("asked", "checks", "continuing", "core", "errors", "inspection", "job", "pictures"),
-    *("progress", "sharding", "workdir"),
+    *("asked", "checks", "continuing", "errors", "job", "progress", "sampler", "workdir"),
   },
   "steps": {"core", "errors", "job", "programs", "sharding"},
 }

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm.workdir import files, log, plots, record, samples
+from gm.workdir import files, log, plots, record, samples, tiles
 
 
 def lines(workdir):
@@ -280,11 +280,11 @@ def test_eval_is_valid_json_with_arrays_and_nan(tmp_path):
 
 def test_to_uint8_inverts_the_decoding_of_every_byte():
   u = np.arange(256, dtype=np.uint8)
-  assert (samples.to_uint8(u.astype(np.float32) / 127.5 - 1) == u).all()
-  assert samples.to_uint8(u) is u
+  assert (tiles.to_uint8(u.astype(np.float32) / 127.5 - 1) == u).all()
+  assert tiles.to_uint8(u) is u
   odd = np.array([-5.0, 5.0, np.nan, np.inf, -np.inf], np.float32)
-  assert samples.to_uint8(odd).tolist() == [0, 255, 0, 255, 0]
-  assert samples.to_uint8(jnp.array([1.0, -1.0], jnp.bfloat16)).tolist() == [255, 0]
+  assert tiles.to_uint8(odd).tolist() == [0, 255, 0, 255, 0]
+  assert tiles.to_uint8(jnp.array([1.0, -1.0], jnp.bfloat16)).tolist() == [255, 0]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -306,7 +306,7 @@ def test_grid_png_holds_every_pixel(tmp_path, channels):
 def test_grid_of_rows_and_columns_keeps_its_layout():
   x = np.zeros((2, 5, 64, 64, 1), np.float32) - 1
   x[1, 3] = 1.0
-  canvas = samples.grid(x)
+  canvas = tiles.grid(x)
   assert canvas.shape == (2 * 66 + 2, 5 * 66 + 2)
   assert (canvas[68:132, 2 + 3 * 66 : 66 + 3 * 66] == 255).all()
   assert (canvas == 255).sum() == 64 * 64
@@ -320,13 +320,13 @@ def test_layout_is_nearly_square_and_full(num, layout):
 
 
 def test_small_images_are_enlarged_large_ones_not():
-  assert samples.grid(np.zeros((1, 8, 8, 1))).shape == (60, 60)  # 7 times
-  assert samples.grid(np.zeros((1, 64, 48, 1))).shape == (68, 52)
+  assert tiles.grid(np.zeros((1, 8, 8, 1))).shape == (60, 60)  # 7 times
+  assert tiles.grid(np.zeros((1, 64, 48, 1))).shape == (68, 52)
 
 
 def test_planes_that_are_no_colours_stand_side_by_side():
   x = np.stack([np.full((64, 64), -1.0), np.full((64, 64), 1.0)], axis=-1)[None]
-  canvas = samples.grid(x)
+  canvas = tiles.grid(x)
   assert canvas.shape == (68, 132)
   assert (canvas[2:66, 2:66] == 0).all() and (canvas[2:66, 66:130] == 255).all()
 
@@ -334,7 +334,7 @@ def test_planes_that_are_no_colours_stand_side_by_side():
 @pytest.mark.parametrize("shape", [(28, 28), (3, 28, 28), (0, 8, 8, 1)])
 def test_wrong_image_shapes_are_named(shape):
   with pytest.raises(ValueError, match=r"\[N, H, W, C\].*given \(" + str(shape[0])):
-    samples.grid(np.zeros(shape))
+    tiles.grid(np.zeros(shape))
 
 
 # --- samples
@@ -522,7 +522,7 @@ def test_gif_has_a_frame_for_each_png_and_holds_the_last(tmp_path):
       durations.append(image.info["duration"])
       greys.append(int(np.asarray(image.convert("L"))[10, 10]))
   assert durations == [200, 200, 200, 200, 2000]
-  assert greys == samples.to_uint8(np.arange(5) / 2 - 1).tolist()
+  assert greys == tiles.to_uint8(np.arange(5) / 2 - 1).tolist()
   samples.write_gif(tmp_path, "train", max_frames=3)
   with Image.open(path) as image:
     assert image.n_frames == 3
