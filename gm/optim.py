@@ -205,3 +205,18 @@ def piecewise(rates: Sequence[float], ends: Sequence[int]) -> optax.Schedule:
   [0.3, 0.3, 0.2, 0.2, 0.1, 0.1]
   """
   return optax.join_schedules([constant(r) for r in rates], list(ends))
+
+
+BURDA_EPOCH = (2**31 - 1) // 3**7  # the most steps of an epoch: they are counted as i32
+
+
+def burda(lr: float, steps_per_epoch: int) -> optax.Schedule:
+  """Eight legs of 1, 3, 9, ... 3^7 epochs, from lr down to lr / 10: leg i has lr 10^(-i/7).
+
+  Source: Burda et al., 2016, arXiv:1509.00519, and its code, which rounds to a tenth of the last.
+
+  >>> [round(float(burda(1.0, 10)(t)), 2) for t in (0, 9, 10, 39, 40, 10**6)]
+  [1.0, 1.0, 0.72, 0.72, 0.52, 0.1]
+  """
+  ends = [steps_per_epoch * (3 ** (i + 1) - 1) // 2 for i in range(7)]
+  return piecewise([lr * round(10 ** (1 - i / 7), 1) / 10 for i in range(8)], ends)
