@@ -163,7 +163,7 @@ BOUNDS = [
 
 @pytest.mark.parametrize("changes", BOUNDS)
 def test_dreg_has_the_same_mean_and_moves_the_decoder_the_same(changes, monkeypatch):
-  """Of the encoder, over 4,000 draws; weights that are not squared have another mean."""
+  """Of the encoder, over 2,000 draws; weights that are not squared have another mean."""
   monkeypatch.setattr(iwae.pixels, "binarise", lambda key, x: (x > 0.5).astype(jnp.float32))
 
   def many(more):
@@ -178,23 +178,24 @@ def test_dreg_has_the_same_mean_and_moves_the_decoder_the_same(changes, monkeypa
       return 10 * flat[0], 10 * flat[1]
 
     run = jax.jit(jax.vmap(gradient), compiler_options=QUICK)
-    return [np.asarray(g) for g in run(jax.random.split(KEY, 4_000))]
+    return [np.asarray(g) for g in run(jax.random.split(KEY, 2_000))]
 
-  def far(a, b):  # in standard errors, root mean square over the parameters that move
-    error = np.sqrt((a.var(0) + b.var(0)) / len(a))
+  def far(a, b):  # in standard errors of the mean gap, of the parameters that move
+    gap = a - b  # by the same draws
+    error = gap.std(0) / np.sqrt(len(gap))
     moves = error > 1e-7
-    return np.sqrt(np.mean(((a - b).mean(0)[moves] / error[moves]) ** 2))
+    return np.sqrt(np.mean((gap.mean(0)[moves] / error[moves]) ** 2))
 
   (enc, dec), (enc_dreg, dec_dreg) = many(()), many((("model.gradient", "dreg"),))
   np.testing.assert_allclose(dec_dreg, dec, rtol=1e-3, atol=1e-5)
   assert far(enc, enc_dreg) < 1.5
-  root = lambda *args, **how: jnp.sqrt(path_weights(*args, **how))
-  path_weights = iwae.path_weights
-  monkeypatch.setattr(iwae, "path_weights", root)
-  begin.cache_clear()
-  twin, _ = many((("model.gradient", "dreg"),))
-  begin.cache_clear()
-  assert far(enc, twin) > 4
+  if changes == BOUNDS[0]:
+    path_weights = iwae.path_weights
+    monkeypatch.setattr(iwae, "path_weights", lambda *a, **how: path_weights(*a, **how) ** 0.5)
+    begin.cache_clear()
+    twin, _ = many((("model.gradient", "dreg"),))
+    begin.cache_clear()
+    assert far(enc, twin) > 3
 
 
 def test_where_q_is_the_posterior_all_weights_are_p_and_dreg_has_no_noise():
@@ -229,7 +230,7 @@ def test_bounds_rise_with_the_number_of_draws():
   units = stage.conclude({k: x for k, x in found.items() if x.ndim}, None)
   assert sorted(units) == ["active_units_1", "active_units_2"]
   p = jax.tree.map(np.asarray, state.params["enc"])
-  x = np.asarray(stage.evaluate(state, batch, KEY)["mean_1"], np.float64)
+  x = np.asarray(found["mean_1"], np.float64)
   np.testing.assert_allclose(found["mean_2"], net(p["up1"], x)[:, :2], rtol=1e-4, atol=1e-5)
 
 
@@ -275,7 +276,7 @@ def test_more_draws_give_a_better_model_and_a_worse_encoder(tmp_path):
   found = {}
   for k in (1, 5):
     runs = [
-      train(config_of("digits", seed=seed, **{"model.k": k}), tmp_path / f"{k}_{seed}")
+      train(config_of("small", seed=seed, **{"model.k": k}), tmp_path / f"{k}_{seed}")
       for seed in (0, 1, 2)
     ]
     found[k] = {n: np.mean([run[n] for run in runs]) for n in ("nll", "elbo")}
