@@ -8,7 +8,8 @@ mean over examples of model.bound:
   iwae   L of all k, at most log p(x) on average; k = 1 is the VAE's bound
   miwae  the mean of L over model.groups = M groups of K = k / M each (MIWAE)
   piwae  iwae for the decoder, miwae for the encoder (PIWAE)
-  ciwae  mix mean log w + (1 - mix) L of all k (CIWAE), Rainforth et al., 2018, arXiv:1802.04537
+  ciwae  mix mean log w + (1 - mix) L of all k (CIWAE)
+the last three by Rainforth et al., 2018, arXiv:1802.04537.
 With one or more layers, of model.z_dims: q(z|x) = q(z1|x) q(z2|z1) .., p(x, z) = p(x|z1) p(z1|z2)
 .. N(zL; 0, I), all diagonal normals but p(x|z1), which is of binary pixels.
 model.gradient of the encoder: `total` is the bound's own, whose noise grows against its size with
@@ -117,7 +118,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.leaf(info, "image")
   check(m)
   sizes = (math.prod(info.shape["image"]), *m.z_dims)
-  num_layers, k_draws, how = len(m.z_dims), m.k, {"groups": m.groups, "mix": m.mix}
+  num_layers, how = len(m.z_dims), {"groups": m.groups, "mix": m.mix}
 
   def net(out, i):  # [..., N] -> [..., *out]; both nets between two layers have the same widths
     widths = (m.widths[i],) * m.depth
@@ -193,7 +194,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       tx,
       loss,
       players,
-      {"x": x, "eps": noise(k.eps, len(x), k_draws)},
+      {"x": x, "eps": noise(k.eps, len(x), m.k)},
       accumulate=config.accumulate,
     )
     return state.replace(step=state.step + 1), found
@@ -217,7 +218,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     part = lambda key: terms(state.params, x, noise(key, m.eval_chunk, len(x))).swapaxes(0, 1)
     found = likelihood.in_parts(part, k.weights, m.eval_k, m.eval_chunk)  # [eval_k, 1 + layers, B]
     log_w, (log_x, *ratios) = found.sum(1), found.mean((0, 2))
-    size = min(k_draws, m.eval_k)
+    size = min(m.k, m.eval_k)
     groups = m.eval_k // size
     means, h = {}, x
     for i in range(num_layers):
