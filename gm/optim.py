@@ -144,6 +144,17 @@ def linear(lr: float, num_steps: int, *, start: int = 0, final: float = 0.0) -> 
   return optax.linear_schedule(lr, final, num_steps - start, transition_begin=start)
 
 
+def ramp(num_steps: int) -> optax.Schedule:
+  """From 0 at update 0 in a straight line to 1 at update `num_steps`, where it stays; 0: always 1.
+
+  >>> [float(ramp(4)(t)) for t in (0, 2, 4, 9)], float(ramp(0)(0))
+  ([0.0, 0.5, 1.0, 1.0], 1.0)
+  """
+  if not num_steps:
+    return constant(1.0)
+  return lambda count: jnp.minimum(1.0, count / num_steps)
+
+
 def cosine(lr: float, num_steps: int, *, final: float = 0.0) -> optax.Schedule:
   """Half a cosine from `lr` to `final`: final + (lr - final) (1 + cos(pi t / num_steps)) / 2.
 
