@@ -100,7 +100,7 @@ def traversals(decode: Callable, z: jax.Array, *, reach: float = 3.0, frames: in
   Returns:
     [Z, frames, ...], a row for each latent.
 
-  Source: Higgins et al., 2017, beta-VAE, figure 2.
+  Source: Higgins et al., 2017, beta-VAE.
 
   >>> traversals(lambda z: z, jnp.array([7.0, 8.0]), reach=1.0, frames=2)[0].tolist()
   [[-1.0, 8.0], [1.0, 8.0]]

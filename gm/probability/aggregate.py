@@ -107,7 +107,7 @@ def free_bits(kl: jax.Array, least: float) -> jax.Array:
   Returns:
     Scalar, nats. Its gradient in a group under `least` is exactly 0.
 
-  Source: Kingma et al., 2016, arXiv:1606.04934, equation 15.
+  Source: Kingma et al., 2016, arXiv:1606.04934.
 
   >>> float(free_bits(jnp.array([[0.0, 3.0], [1.0, 5.0]]), 2.0))  # means 1/2 and 4
   6.0

@@ -28,7 +28,7 @@ def mutual_information_gap(codes: jax.Array, factors: jax.Array) -> jax.Array:
     Scalar from 0 to 1; with one code b tells nothing, and a factor that never varies counts as 0.
     Of few rows bins tell by chance, so compare equal N.
 
-  Source: Chen et al., 2018, arXiv:1802.04942, section 4.1.
+  Source: Chen et al., 2018, arXiv:1802.04942.
 
   >>> v = jnp.array([[i // 4, i % 4] for i in range(16)])
   >>> alone, mixed = v * 1.0, jnp.stack([v.sum(1), v.sum(1)], 1) * 1.0
@@ -63,7 +63,7 @@ def difference_score(key: jax.Array, codes: jax.Array, factors: jax.Array) -> ja
     Scalar, the share that is right, 1 / F by chance. It is no proof: also 1 where codes mix
     factors, as long as they mix each in its own way.
 
-  Source: Higgins et al., 2017, beta-VAE, section 3.
+  Source: Higgins et al., 2017, beta-VAE.
 
   >>> v = jax.random.randint(jax.random.key(0), (512, 3), 0, 4)
   >>> alone, none = v * 1.0, jax.random.normal(jax.random.key(1), (512, 3))

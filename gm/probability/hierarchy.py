@@ -37,7 +37,7 @@ def merge(one: Law, other: Law) -> Law:
 
   v = 1 / (1/v1 + 1/v2), m = v (m1/v1 + m2/v2), by v/v1 = sigmoid(log v2 - log v1).
 
-  Source: Sonderby et al., 2016, arXiv:1602.02282, equations 17 to 19.
+  Source: Sonderby et al., 2016, arXiv:1602.02282.
 
   >>> mean, log_var = merge((jnp.zeros(1), jnp.zeros(1)), (2 * jnp.ones(1), jnp.zeros(1)))
   >>> float(mean[0]), round(float(jnp.exp(log_var[0])), 6)
