@@ -2,6 +2,11 @@
 
 Variants: small (default; 8x8 digits, 16 and 8 latents), bottom_up (small with the encoder of a
 plain hierarchy), mnist10k (28 px, 32 and 16 latents), paper (five layers), test.
+
+Measured on 2 cores, seeds 0, 1, 2, 297 test images, nats by 500 draws: small 22.33, 22.23, 22.12,
+ELBO -22.8, -22.7, -22.6, of a rate of 5.8 the top layer tells 3.6, 3.6, 3.5; bottom_up 22.39,
+22.30, 22.24, ELBO -22.9, -22.8, -22.7, 3.8, 3.6, 3.6 of 6.2. About 20 s of one core each. mnist10k
+and paper were not run.
 """
 
 from configs import common

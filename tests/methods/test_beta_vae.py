@@ -243,3 +243,15 @@ def test_slow_weights_and_free_bits_keep_more_latents(tmp_path):
   units = {v: run["active_units"] for v, run in found.items()}
   assert units["digits"] < units["digits_warmup"] <= units["digits_free_bits"] == 32, found
   assert found["digits_free_bits"]["rate"] > 32 * 0.1, found
+
+
+@pytest.mark.learning
+def test_single_latents_come_to_tell_single_factors(tmp_path):
+  """Where the rate rises slowly from 0; a VAE of the same rate mixes them."""
+  found = {
+    (v, seed): train(config_of(v, seed=seed, sample_every=0), tmp_path / f"{v}{seed}")
+    for v, seed in (("small", 0), ("small", 1), ("small", 2), ("plain", 0))
+  }
+  told = {k: run["difference_score"] > 0.72 and run["mig"] > 0.17 for k, run in found.items()}
+  assert told == {k: k[0] == "small" for k in found}, found
+  assert found["small", 0]["elbo"] < found["plain", 0]["elbo"]
