@@ -5,9 +5,9 @@ test. One class alone, of any run: --workdir=DIR --mode=sample --labels=3.
 
 Measured on 2 cores. small, seeds 0, 1, 2, 297 test images: 20.13, 20.16, 20.11 nats given the label
 (k = 500), a wrong label costs 12.7, 12.7, 12.3; half a minute. 97.6, 98.6, 97.9 % of 1,000 samples
-have the label of their nearest training image. mnist10k, seed 0, 1,000 test images: 97.6 nats, a
-wrong label costs 68, the classifier agrees on 88.3 % of 10,000 samples; 134 s of one core. paper
-was not run.
+have the label of their nearest training image. learned, seed 0: 20.03 nats, 13.0, 98.2 %. mnist10k,
+seed 0, 1,000 test images: 97.6 nats, a wrong label costs 68, the classifier agrees on 88.3 % of
+10,000 samples; 134 s of one core. paper was not run.
 """
 
 from configs import common
