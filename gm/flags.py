@@ -114,6 +114,22 @@ def within(
       raise ValueError(f"{flag}={value!r} is not possible: give {what} {allowed}".rstrip())
 
 
+def matching(given: Mapping, key: str, other: str, *, section: str = "model") -> None:
+  """Checks that a tuple is as long as another.
+
+  Raises:
+    ValueError: if not.
+
+  >>> matching({"widths": (64, 32), "z_dims": (8, 4)}, "widths", "z_dims")
+  """
+  flag, value = _read(given, key, section)
+  other_flag, like = _read(given, other, section)
+  if len(value) != len(like):
+    raise ValueError(
+      f"{flag}={value!r} is not possible: give {len(like)}, one for each of {other_flag}={like!r}"
+    )
+
+
 def kernel(given: Mapping, *keys: str, shape: Sequence[int]) -> None:
   """Checks the sides of kernels: 1 to the larger side of images [H, W, C], as given in `shape`.
 

@@ -144,6 +144,17 @@ def linear(lr: float, num_steps: int, *, start: int = 0, final: float = 0.0) -> 
   return optax.linear_schedule(lr, final, num_steps - start, transition_begin=start)
 
 
+def ramp(num_steps: int) -> optax.Schedule:
+  """From 0 at update 0 in a straight line to 1 at update `num_steps`, where it stays; 0: always 1.
+
+  >>> [float(ramp(4)(t)) for t in (0, 2, 4, 9)], float(ramp(0)(0))
+  ([0.0, 0.5, 1.0, 1.0], 1.0)
+  """
+  if not num_steps:
+    return constant(1.0)
+  return lambda count: jnp.minimum(1.0, count / num_steps)
+
+
 def cosine(lr: float, num_steps: int, *, final: float = 0.0) -> optax.Schedule:
   """Half a cosine from `lr` to `final`: final + (lr - final) (1 + cos(pi t / num_steps)) / 2.
 
@@ -205,3 +216,18 @@ def piecewise(rates: Sequence[float], ends: Sequence[int]) -> optax.Schedule:
   [0.3, 0.3, 0.2, 0.2, 0.1, 0.1]
   """
   return optax.join_schedules([constant(r) for r in rates], list(ends))
+
+
+BURDA_EPOCH = (2**31 - 1) // 3**7  # the most steps of an epoch: they are counted as i32
+
+
+def burda(lr: float, steps_per_epoch: int) -> optax.Schedule:
+  """Eight legs of 1, 3, 9, ... 3^7 epochs, from lr down to lr / 10: leg i has lr 10^(-i/7).
+
+  Source: Burda et al., 2016, arXiv:1509.00519, and its code, which rounds to a tenth of the last.
+
+  >>> [round(float(burda(1.0, 10)(t)), 2) for t in (0, 9, 10, 39, 40, 10**6)]
+  [1.0, 1.0, 0.72, 0.72, 0.52, 0.1]
+  """
+  ends = [steps_per_epoch * (3 ** (i + 1) - 1) // 2 for i in range(7)]
+  return piecewise([lr * round(10 ** (1 - i / 7), 1) / 10 for i in range(8)], ends)

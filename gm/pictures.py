@@ -88,6 +88,30 @@ def plane(decode: Callable, *, size: int = 20) -> jax.Array:
   return out.reshape(size, size, *out.shape[1:])
 
 
+def traversals(decode: Callable, z: jax.Array, *, reach: float = 3.0, frames: int = 9) -> jax.Array:
+  """Decodes one latent after the other from -reach to reach, the others where they are.
+
+  Args:
+    decode: [N, Z] -> [N, ...].
+    z: of one example, [Z].
+    reach: in standard deviations of the prior.
+    frames: values of each latent.
+
+  Returns:
+    [Z, frames, ...], a row for each latent.
+
+  Source: Higgins et al., 2017, beta-VAE.
+
+  >>> traversals(lambda z: z, jnp.array([7.0, 8.0]), reach=1.0, frames=2)[0].tolist()
+  [[-1.0, 8.0], [1.0, 8.0]]
+  """
+  num = len(z)
+  moved = jnp.eye(num, dtype=bool)[:, None]  # row i moves latent i
+  rows = jnp.where(moved, jnp.linspace(-reach, reach, frames)[:, None], z)
+  out = decode(rows.reshape(-1, num))
+  return out.reshape(num, frames, *out.shape[1:])
+
+
 def pairs(x: jax.Array, rec: jax.Array, *, cols: int = 8) -> jax.Array:
   """Lays examples and their reconstructions out in alternating rows.
 

@@ -34,43 +34,19 @@ import jax.numpy as jnp
 from gm import core, diagnostics, flags, optim, pictures
 from gm.nets import mlp
 from gm.nn import init as inits
-from gm.probability import evidence, evidence_study, likelihood, linear_gaussian
+from gm.probability import (
+  aggregate,
+  evidence,
+  evidence_study,
+  likelihood,
+  linear_gaussian,
+  pixels,
+)
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian_shared", "gaussian_pixel")
 MIN_LOG_STD = -5.0
 PLAIN, WEIGHTED = 10_000, 500  # draws of the prior, and of q, in what `evidence` reports
 LATENTS = (2, 5, 10, 20, 50)  # of the linear models
-
-
-@jax.jit
-def information(z: jax.Array, mean: jax.Array, log_var: jax.Array) -> jax.Array:
-  """What a draw from q(z|x) tells about which of N examples it came from.
-
-  1/N sum_i log q(z_i|x_i) - log 1/N sum_j q(z_i|x_j), with q(z|x_j) = N(mean_j, diag var_j).
-
-  Args:
-    z: a draw for each example, z_i from q(z|x_i), [N, Z].
-    mean: [N, Z].
-    log_var: [N, Z].
-
-  Returns:
-    nats, at most log N, which it is near where the posteriors hardly overlap.
-
-  Source: Hoffman and Johnson, ELBO surgery, 2016.
-
-  >>> z = jnp.array([[-9.0], [9.0]])  # two posteriors that are apart, and two that are one
-  >>> [round(float(information(z, mean, 0 * z)), 4) for mean in (z, 0 * z)]
-  [0.6931, 0.0]
-  """
-  centres, scale = mean.T, jnp.exp(-0.5 * log_var).T  # sums over the first axis are quick
-  log_norm = -0.5 * log_var.sum(1)  # all but a constant that cancels
-
-  def gain(row):  # one row at a time: [Z, N] of the N x N x Z
-    i, z = row
-    log_q = log_norm - 0.5 * (((z[:, None] - centres) * scale) ** 2).sum(0)
-    return log_q[i] - jax.nn.logsumexp(log_q)
-
-  return jax.lax.map(gain, (jnp.arange(len(z)), z)).mean() + jnp.log(len(z))
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
@@ -83,7 +59,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.leaf(info, "image")
   flags.within(m, "z_dim", "eval_k", "eval_chunk", least=1)
   flags.within(m, "enc_widths", "dec_widths", least=1, empty=True)
-  flags.within(m, "steps_per_epoch", least=1, most=flags.MOST_STEPS // 3**7)  # of 7 legs in one
+  flags.within(m, "steps_per_epoch", least=1, most=optim.BURDA_EPOCH)
   flags.within(m, "std", "adam_eps", above=0.0)
   flags.within(m, "evidence", "evidence_shown", least=0, most=64)  # examples
   flags.within(m, "chains", "temperatures", "leaps", least=1)
@@ -93,7 +69,6 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.choice(m, "schedule", ("cosine", "burda"))
   bernoulli, per_pixel = m.likelihood == "bernoulli", m.likelihood == "gaussian_pixel"
   linear = not m.dec_widths and m.likelihood in ("gaussian", "gaussian_shared")
-  # all is flat inside: XLA's loops on a CPU are slow where the last axis has length 1
   num_pixels = math.prod(info.shape["image"])
   enc = mlp.Encoder(
     m.z_dim, widths=m.enc_widths, activation=m.activation, one_var=m.one_var, dtype=dtype
@@ -104,15 +79,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   slot = "+".join(players)
   if m.schedule == "cosine":
     rate = optim.cosine(config.lr, config.num_steps)
-  else:  # Burda et al.: 8 legs of 3^i epochs, from lr down to lr / 10
-    ends = [m.steps_per_epoch * (3 ** (i + 1) - 1) // 2 for i in range(7)]
-    rate = optim.piecewise([config.lr * round(10 ** (1 - i / 7), 1) / 10 for i in range(8)], ends)
+  else:
+    rate = optim.burda(config.lr, m.steps_per_epoch)
   tx = optim.adam(rate, eps=m.adam_eps)
-
-  def binarise(x, key):  # [B, P] in [0, 1] -> {0, 1}; 16 random bits suffice for 8-bit pixels
-    words = jax.random.bits(key, (len(x), -(-num_pixels // 2)))  # faster than to ask for uint16
-    bits = jnp.concatenate([words >> 16, words & 0xFFFF], axis=1)[:, :num_pixels]
-    return (bits.astype(jnp.float32) < x * 65_536).astype(jnp.float32)
 
   def encode(p, x):  # -> mean, log_var [B, Z]
     return enc.apply({"params": p["enc"]}, x)
@@ -145,14 +114,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return log_likelihood(p, x, z) + log_prior - log_posterior
 
   def observe(batch, key):  # what the likelihood is of, [B, P]
-    x = (batch["image"].reshape(-1, num_pixels) + 1) / 2
-    return binarise(x, key) if bernoulli else x
+    x = pixels.unit(batch["image"])
+    return pixels.binarise(key, x) if bernoulli else x
 
   def init(key, batch, prev):
     k, first = core.keys(key, "enc", "dec"), dec
     if bernoulli:  # then the decoder starts at the pixels' marginals
-      mean = jnp.clip((batch["image"].mean(0).ravel() + 1) / 2, 0.01, 0.99)
-      first = dec.clone(output_bias_init=inits.constant(jnp.log(mean / (1 - mean))))
+      first = dec.clone(output_bias_init=inits.constant(pixels.log_odds(batch["image"])))
     params = {
       "enc": core.build(enc, k.enc, batch["image"][:2])[0],
       "dec": core.build(first, k.dec, jnp.zeros((2, m.z_dim)))[0],
@@ -181,7 +149,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def picture(p, z):  # the decoder's mean, [N, H, W, C] in [-1, 1]
     out, _ = decode(p, z)
-    return 2 * (jax.nn.sigmoid(out) if bernoulli else out).reshape(-1, *info.shape["image"]) - 1
+    return pixels.image(jax.nn.sigmoid(out) if bernoulli else out, info.shape["image"])
 
   def latent(batch, key):
     return jax.random.normal(key, (len(batch["image"]), m.z_dim))
@@ -198,11 +166,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     z, mean, log_var = draw(p, x, jax.random.normal(k.elbo, (len(x), m.z_dim)))
     distortion, rate = -log_likelihood(p, x, z).mean(), likelihood.kl_gaussian(mean, log_var).mean()
 
-    def part(key):  # k is visited in parts, to bound the memory
+    def part(key):
       return log_weights(p, x, jax.random.normal(key, (m.eval_chunk, len(x), m.z_dim)))
 
-    log_w = jax.lax.map(part, jax.random.split(k.weights, -(-m.eval_k // m.eval_chunk)))
-    log_w = log_w.reshape(-1, len(x))[: m.eval_k]
+    log_w = likelihood.in_parts(part, k.weights, m.eval_k, m.eval_chunk)
     found = {
       "elbo": -(distortion + rate),
       "distortion": distortion,
@@ -235,7 +202,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     }
 
   def conclude(found, key):
-    known = information(found["z"], found["mean"], found["log_var"])
+    known = aggregate.information(found["z"], found["mean"], found["log_var"])
     return {
       "mutual_information": known,
       "marginal_kl": likelihood.kl_gaussian(found["mean"], found["log_var"]).mean() - known,

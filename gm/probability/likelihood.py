@@ -7,6 +7,7 @@ anything is computed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -210,3 +211,22 @@ def importance_weighted_bound(log_w: jax.Array, *, axis: int = 0) -> jax.Array:
   """
   (log_w,) = _wide(log_w)
   return jax.nn.logsumexp(log_w, axis=axis) - math.log(log_w.shape[axis])
+
+
+def in_parts(draw: Callable, key: jax.Array, k: int, size: int) -> jax.Array:
+  """Joins k draws that are made `size` at a time, so that the memory is that of `size`.
+
+  Args:
+    draw: key -> [size, ...].
+    key: PRNG key; each part has its own.
+    k: how many.
+    size: of a part.
+
+  Returns:
+    [k, ...].
+
+  >>> in_parts(lambda key: jax.random.normal(key, (2, 4)), jax.random.key(0), 5, 2).shape
+  (5, 4)
+  """
+  parts = jax.lax.map(draw, jax.random.split(key, -(-k // size)))
+  return parts.reshape(-1, *parts.shape[2:])[:k]

@@ -11,7 +11,6 @@ from conftest import train
 
 from gm import core, errors, feed, inspection, job, optim, steps
 from gm.data import installed
-from gm.methods import vae
 from gm.nets import mlp
 from gm.probability import likelihood, linear_gaussian
 
@@ -355,19 +354,6 @@ def test_the_rate_is_information_and_marginal_divergence():
     np.testing.assert_allclose(whole["mutual_information"], information, atol=1e-4)
     total = whole["mutual_information"] + whole["marginal_kl"]
     np.testing.assert_allclose(total, found["rate"], rtol=1e-5)
-
-
-def test_information_is_the_mean_gap_of_log_densities():
-  """Of every draw under its own posterior and under the mean of all, by densities written out."""
-  rng = np.random.default_rng(0)
-  eps, mean, log_var = rng.standard_normal((3, 30, 2))
-  z = mean + np.exp(0.5 * log_var) * eps
-  square = (z[:, None] - mean) ** 2 / np.exp(log_var) + log_var + np.log(2 * np.pi)
-  q = np.exp(-0.5 * square.sum(2))  # of z_i under posterior j
-  expected = np.log(np.diag(q) / q.mean(1)).mean()
-  assert 0.5 < expected < 2.5
-  found = vae.information(*(jnp.asarray(x, jnp.float32) for x in (z, mean, log_var)))
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("num_latents", "optimum"), [(2, 0.005707), (8, 14.209788)])

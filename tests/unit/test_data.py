@@ -9,7 +9,7 @@ import pytest
 from sklearn import datasets
 
 from gm.core import Info, batch_shapes
-from gm.data import embedded, images, installed, memory, points, stream
+from gm.data import embedded, images, installed, memory, points, shapes, stream
 
 
 def config(**keys):
@@ -127,6 +127,7 @@ SETS = [
   ("embedded", {"name": "mnist10k", "image_size": (32, 14), "channels": 3}),
   ("installed", {"name": "digits"}),
   ("installed", {"name": "digits", "image_size": 16}),
+  ("shapes", {"name": "shapes"}),
 ]
 DENSE = ("gaussian1d", "quadratic", "table")  # independent draws that coincide
 
@@ -141,7 +142,8 @@ def test_decoded_batch_is_what_info_says(source, keys):
     assert (batch[name].shape, batch[name].dtype) == (want.shape, want.dtype)
   assert set(batch) == set(loaded.info.shape)
   assert loaded.num_examples == len(next(iter(loaded.arrays.values())))
-  assert loaded.classes == (() if source == "points" else tuple("0123456789"))
+  names = {"points": (), "shapes": shapes.CLASSES}
+  assert loaded.classes == names.get(source, tuple("0123456789"))
   if "label" in batch:
     labels = loaded.decode(loaded.arrays)["label"]
     assert set(np.unique(labels)) == set(range(loaded.info.num_classes))
@@ -177,7 +179,7 @@ def test_some_training_examples_are_spread_over_all(source, keys):
       load("train", num_train=bad)
 
 
-@pytest.mark.parametrize("source, keys", [SETS[0], SETS[-4], SETS[-2]])
+@pytest.mark.parametrize("source, keys", [SETS[0], SETS[-5], SETS[-3], SETS[-1]])
 def test_unknown_names_and_splits(source, keys):
   module = importlib.import_module(f"gm.data.{source}")
   with pytest.raises(ValueError, match=r"'mnits'.*--config\.data\.name.*" + keys["name"]):
@@ -392,3 +394,32 @@ def test_fixed_draw_ignores_the_seed():
   b = points.load(config(name="ring"), "train", seed=1)
   np.testing.assert_array_equal(a.arrays["point"], b.arrays["point"])
   assert (a.batch(0, 8)["point"] != b.batch(0, 8)["point"]).any()
+
+
+# ---- shapes
+
+
+def test_every_combination_of_factors_is_drawn_once_and_where_it_says():
+  """The middle of the white pixels is where x and y say; areas go with the square of the scale."""
+  parts = [shapes.load(config(name="shapes"), s, shuffle=False).arrays for s in memory.SPLITS]
+  factors = np.concatenate([p["factors"] for p in parts])
+  assert len(np.unique(factors, axis=0)) == len(factors) == 2 * 4 * 8 * 16 * 8
+  assert (factors[:, 0] == np.concatenate([p["label"] for p in parts])).all()
+  white = np.concatenate([p["image"] for p in parts])[..., 0] / 255.0
+  area = white.sum((1, 2))
+  middle = (np.arange(32) + 0.5) / 32
+  places = {1: 0.25 + 0.5 * factors[:, 3] / 15, 2: 0.35 + 0.3 * factors[:, 4] / 7}
+  for axis, place in places.items():  # sums over rows leave x
+    np.testing.assert_allclose((white.sum(axis) * middle).sum(1) / area, place, atol=0.01)
+  side = 32 * (0.16 + 0.16 * factors[:, 1] / 3)
+  share = np.where(factors[:, 0] == 0, 1.0, np.pi / 4 * np.prod(shapes.AXES))
+  assert abs(area / (side**2 * share) - 1).mean() < 0.05
+
+
+def test_shapes_are_drawn_at_any_size_and_every_angle_looks_different():
+  factors = np.array([[kind, 3, angle, 0, 0] for kind in (0, 1) for angle in range(8)])
+  big = shapes.draw(factors, 64, 64)[..., 0] > 127
+  assert len({image.tobytes() for image in big}) == 16
+  assert shapes.info(config(name="shapes", image_size=64)).shape["image"] == (64, 64, 1)
+  first = (np.argwhere(big[8]) + 0.5) / 64 - np.array([0.35, 0.25])  # of the ellipse
+  assert abs(first).max(0)[1] > 1.8 * abs(first).max(0)[0]  # is wider than high
