@@ -18,7 +18,7 @@ from gm.errors import UserError, user_input
 from gm.interrupt import Interrupt
 from gm.job import Job, load, open_workdir, prepare, restore
 from gm.progress import Bar, Clock, say
-from gm.workdir import checkpoint, log, report, samples
+from gm.workdir import checkpoint, log, record, report, samples
 
 
 class Stopped(Exception):
@@ -91,10 +91,21 @@ def initial_state(job: Job) -> tuple[int, core.State | None]:
       f"--config.init_from={folder} must end in /checkpoints/ and the name of a stage that another"
       f" follows: {', '.join(names) or 'this method has one stage only'}"
     )
-  state = restore(job, workdir, names.index(name))
+  index = names.index(name)
+  try:
+    state = restore(job, workdir, index)
+  except UserError as error:  # the flag to change is not that of this run's own workdir
+    said = str(error).replace("another --workdir", "another --config.init_from")
+    raise UserError(f"--config.init_from={folder}: {said}") from error
   if state is None:
     raise UserError(f"--config.init_from={folder} holds no checkpoint")
-  return names.index(name) + 1, state
+  num_steps = record.read_steps(workdir).get(job.stages[index].name, 0)
+  if int(state.step) < num_steps:
+    raise UserError(
+      f"--config.init_from={folder} is at step {int(state.step):,} of {num_steps:,}: let that run"
+      " finish the stage first"
+    )
+  return index + 1, state
 
 
 class Run:
