@@ -27,6 +27,7 @@ READ_KEYS |= {
   f"model.{key}"
   for key in ("truncation", "psi", "sample_label", "bn_mode", "probe", "eval_k", "eval_chunk")
 }
+READ_KEYS |= {"model.temperature", "model.top_k", "model.top_p"}
 READ_KEYS |= {"model.standing_every", "model.standing_passes"}
 
 
