@@ -9,8 +9,8 @@ Objective, with z = enc(x), k = argmin_j |z - e_j| and z_q = e_k at every one of
     codebook=gradient: + mean (sg(z) - e)^2
   prior: -1/L sum_i log p(k_i | k_<i), the tokenizer's networks held fixed
 log p(x) >= log p(x|z_q) + log p(k) is reported as elbo: after the first stage with p(k) = K^-L, the
-prior that its loss assumes, then with the learned one. D by model.likelihood, x in [0, 1]:
-bernoulli, x binarised, or gaussian with model.std.
+prior that its loss assumes, then with the learned one; both count one k of the K^L that p(x) sums
+over. D by model.likelihood, x in [0, 1]: bernoulli, x binarised, or gaussian with model.std.
 Departures: the prior is a transformer, as in VQGAN; the paper's was a PixelCNN. The first codes are
 rows of the first batch's z, by k-means++. D of `gaussian` is the squared error over 2 std^2, which
 with std^2 half of the data's variance is the loss of the authors' notebook; so is the convolution
