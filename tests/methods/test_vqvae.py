@@ -172,7 +172,7 @@ def test_a_batch_in_parts_moves_the_codes_as_a_whole_one():
     np.testing.assert_allclose(found[name], in_parts[name], rtol=1e-4)
 
 
-def test_num_dead_begin_again_when_it_is_time():
+def test_dead_codes_begin_again_when_it_is_time():
   made, (state, _), batch = started(**{"model.restart_every": 2, "model.restart_below": 1.0})
   book = state.extra["book"]
   far = book.replace(codes=book.codes.at[5:].set(1e3))
