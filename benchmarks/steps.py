@@ -31,6 +31,7 @@ class Workload(NamedTuple):
   torch: str  # its file in benchmarks/ and its class
   diff: dict  # what differs from the config
   lazy: Mapping = MappingProxyType({})  # not in every step: key of a weight -> of its interval
+  stage: int = 0  # whose steps are timed; the ones before are begun, not trained
 
 
 def _digits(size: int, batch_size: int, **model: Any) -> dict:
@@ -57,6 +58,8 @@ _BIGGAN = {  # the paper's at 32 pixels; samples by running averages
   "standing_every": 0,
 }
 _STYLEGAN2 = {"z_dim": 128, "w_dim": 128, "base": 1024, "most": 64}
+_VQVAE = {"model.widths": (64, 128), "model.num_codes": 512, "model.code_dim": 64}
+_PRIOR = {"model.prior_layers": 4, "model.prior_width": 128}
 _LAZY = {"model.path_weight": "model.path_every", "model.r1_gamma": "model.r1_every"}
 WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players count
   "vae": Workload("vae:small", "models_torch:VAE", {"batch_size": 128, **_VAE}),
@@ -75,6 +78,10 @@ WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players
   ),
   "stylegan2": Workload(
     "stylegan2:paper", "models_torch_stylegan2:StyleGAN2", _digits(32, 16, **_STYLEGAN2), _LAZY
+  ),
+  "vqvae": Workload("vqvae:small", "models_torch_vqvae:VQVAE", {"batch_size": 32, **_VQVAE}),
+  "transformer": Workload(
+    "vqvae:small", "models_torch_vqvae:Prior", {"batch_size": 32, **_PRIOR}, stage=1
   ),
 }
 FORMS = ("eager", "tuned", "compiled")  # of PyTorch, as in models_torch.py

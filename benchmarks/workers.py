@@ -28,9 +28,9 @@ def work(side: str, config: Any, workload: Any, args: Any) -> dict:
     ("step"); the most memory; parameter counts. For "facts" operations and parameter counts.
   """
   if side == "facts":
-    return facts(config, workload.lazy, args.data)
+    return facts(config, workload.lazy, args.data, workload.stage)
   if side == "ours":
-    block, params = ours(config)
+    block, params = ours(config, workload.stage)
   else:
     block, params = theirs(config, workload.torch, side, args.data, args.threads)
   since = time.perf_counter()
@@ -58,7 +58,7 @@ def mean_flops(full: float, without: Sequence[tuple[float, int]]) -> float:
   return full - sum((full - rest) * (1 - 1 / every) for rest, every in without)
 
 
-def facts(config: Any, lazy: Mapping, data_file: str) -> dict:
+def facts(config: Any, lazy: Mapping, data_file: str, index: int = 0) -> dict:
   """Parameters and operations by `--mode=inspect`; saves the data set for PyTorch.
 
   Operations are those of plain convolutions, as PyTorch makes them: ours may need fewer.
@@ -73,10 +73,10 @@ def facts(config: Any, lazy: Mapping, data_file: str) -> dict:
     changed.update_from_flattened_dict(changes)
     prepared = job.prepare(changed)
     with conv.form("plain"):
-      return prepared, inspection.describe(prepared)["stages"][0]
+      return prepared, inspection.describe(prepared)["stages"][index]
 
   prepared, stage = describe()
-  np.savez(data_file, **job.load(prepared, 0, "train").arrays)
+  np.savez(data_file, **job.load(prepared, index, "train").arrays)
   without = [
     (describe(**{weight: 0.0})[1]["flops_per_step"], every)
     for weight, every in intervals(config, lazy).items()
@@ -84,8 +84,8 @@ def facts(config: Any, lazy: Mapping, data_file: str) -> dict:
   return {"params": stage["params"], "flops": mean_flops(stage["flops_per_step"], without)}
 
 
-def ours(config: Any) -> tuple:
-  """Returns block(n), n steps as the loop makes them, and the parameter counts."""
+def ours(config: Any, index: int = 0) -> tuple:
+  """Returns block(n), n steps of a stage as the loop makes them, and the parameter counts."""
   import jax
 
   from gm import core, feed, job, programs, sharding, steps
@@ -93,18 +93,20 @@ def ours(config: Any) -> tuple:
   shelf = programs.Shelf(config, sharding.start(config))
   shelf.read_ahead("")
   prepared = job.prepare(config, shelf)
-  source, data = feed.on_device(job.load(prepared, 0, "train"), prepared.mesh)
-  state = jax.block_until_ready(steps.initialise(prepared, 0, None, source, shelf))
-  pace, rows = feed.make_feed(prepared, 0, source)
+  state = None
+  for i in range(index + 1):
+    source, data = feed.on_device(job.load(prepared, i, "train"), prepared.mesh)
+    state = jax.block_until_ready(steps.initialise(prepared, i, state, source, shelf))
+  pace, rows = feed.make_feed(prepared, index, source)
   call = totals = None  # traced and compiled, or waited for, in the first step
-  key = prepared.keys[0]["step"]
+  key = prepared.keys[index]["step"]
   params = {name: core.count(p) for name, p in state.params.items()}
   step = 0
 
   def block(n):
     nonlocal call, state, totals, step
     if call is None:
-      call, totals = steps.make_call(prepared, 0, source, (data, rows(0, 1)), shelf)
+      call, totals = steps.make_call(prepared, index, source, (data, rows(0, 1)), shelf)
     state, totals, done = call(state, totals, data, rows(step, n), key, n)
     if step == 0:
       done.block_until_ready()

@@ -6,6 +6,7 @@ Keys of `model` are checked by the method that reads them, those of a set by its
 from __future__ import annotations
 
 import ast
+import importlib
 import math
 import os
 import pathlib
@@ -18,6 +19,8 @@ from gm import core, flags
 from gm.errors import UserError
 
 MOST_PIXELS = 2**14  # of a side
+# what a file of a package must define
+PARTS = {"gm.data": {"info", "load", "reads"}, "gm.methods": {"stages"}}
 PERIODS = ("log_every", "sample_every", "checkpoint_every", "eval_every")
 
 
@@ -205,3 +208,23 @@ def machine_memory() -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   except (AttributeError, OSError, ValueError):  # not Unix
     return None
+
+
+def module(package: str, name: str, flag: str) -> Any:
+  """Returns a module of gm/data or gm/methods.
+
+  Args:
+    package: gm.data or gm.methods.
+    name: of the file.
+    flag: that names it.
+
+  Raises:
+    ValueError: if there is none that defines what is needed; the message has those there are.
+  """
+  file = pathlib.Path(__file__).parent / package.removeprefix("gm.") / f"{name}.py"
+  parts = PARTS[package]
+  fits = lambda path: parts <= {node.name for node in functions(path)}
+  if not str(name).isidentifier() or not file.exists() or not fits(file):
+    known = sorted(path.stem for path in file.parent.glob("*.py") if fits(path))
+    raise ValueError(f"{flag}={name!r} is not known; there are {', '.join(known)}")
+  return importlib.import_module(f"{package}.{name}")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -41,8 +40,8 @@ def plan(
   """
   checks.common(config)
   mesh = sharding.start(config)
-  data = _module("gm.data", config.data.source, "--config.data.source")
-  method = _module("gm.methods", config.method, "--config.method")
+  data = checks.module("gm.data", config.data.source, "--config.data.source")
+  method = checks.module("gm.methods", config.method, "--config.method")
   checks.unread(config.data, data.reads(config.data))
   stages = method.stages(config, data.info(config.data))
   infos = [data.info(data_config(config, stage)) for stage in stages]
@@ -110,7 +109,7 @@ def load(
     whole: give every process all rows of a batch, not its share.
   """
   with user_input():
-    data = _module("gm.data", job.config.data.source, "--config.data.source")
+    data = checks.module("gm.data", job.config.data.source, "--config.data.source")
     source = data.load(
       data_config(job.config, job.stages[index]),
       split,
@@ -321,20 +320,18 @@ def initial_state(job: Job) -> tuple[int, core.State | None]:
       f"--config.init_from={folder} must end in /checkpoints/ and the name of a stage that another"
       f" follows: {', '.join(names) or 'this method has one stage only'}"
     )
-  state = restore(job, workdir, names.index(name), same_run=False)
+  index = names.index(name)
+  try:
+    state = restore(job, workdir, index, same_run=False)
+  except UserError as error:  # the flag to change is not that of this run's own workdir
+    said = str(error).replace("another --workdir", "another --config.init_from")
+    raise UserError(f"--config.init_from={folder}: {said}") from error
   if state is None:
     raise UserError(f"--config.init_from={folder} holds no checkpoint")
-  return names.index(name) + 1, state
-
-
-PARTS = {"gm.data": {"info", "load", "reads"}, "gm.methods": {"stages"}}  # what a file must define
-
-
-def _module(package: str, name: str, flag: str) -> Any:
-  file = pathlib.Path(__file__).parent / package.removeprefix("gm.") / f"{name}.py"
-  parts = PARTS[package]
-  fits = lambda path: parts <= {node.name for node in checks.functions(path)}
-  if not str(name).isidentifier() or not file.exists() or not fits(file):
-    known = sorted(path.stem for path in file.parent.glob("*.py") if fits(path))
-    raise ValueError(f"{flag}={name!r} is not known; there are {', '.join(known)}")
-  return importlib.import_module(f"{package}.{name}")
+  num_steps = record.read_steps(workdir).get(job.stages[index].name, 0)
+  if int(state.step) < num_steps:
+    raise UserError(
+      f"--config.init_from={folder} is at step {int(state.step):,} of {num_steps:,}: let that run"
+      " finish the stage first"
+    )
+  return index + 1, state

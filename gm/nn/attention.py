@@ -111,9 +111,12 @@ class MultiHeadAttention(nn.Module):
   context; heads are consecutive features. Without context one kernel gives all three, in this
   order.
 
+  With a cache x is a part of a sequence that is visited in parts. The cache is (keys, values) of
+  all S positions, each [B, heads, S, C / heads]; those of x are written, and all are attended to.
+
   Attributes:
     num_heads: divides C.
-    causal: see `attend`.
+    causal: see `attend`; with a cache, position p sees keys s <= p.
     use_bias: in all maps.
     out_init: of the last map's kernel, which residual networks often start small.
 
@@ -129,9 +132,26 @@ class MultiHeadAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, context: jax.Array | None = None, *, mask: jax.Array | None = None
-  ) -> jax.Array:
-    """Attends from x to itself or to the context; mask broadcasts to [B, heads, T, S].
+    self,
+    x: jax.Array,
+    context: jax.Array | None = None,
+    *,
+    mask: jax.Array | None = None,
+    cache: tuple[jax.Array, jax.Array] | None = None,
+    position: int | jax.Array = 0,
+  ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Attends from x to itself, to the context, or to a cache that x becomes part of.
+
+    Args:
+      x: [B, T, C].
+      context: [B, S, F].
+      mask: broadcasts to [B, heads, T, S].
+      cache: keys and values of a sequence; those of positions that are still to come must be hidden
+        by `causal` or `mask`.
+      position: where in the cache x begins.
+
+    Returns:
+      [B, T, C]; with a cache, that and the cache with x in it.
 
     Raises:
       ValueError: if the heads do not divide the features.
@@ -154,8 +174,17 @@ class MultiHeadAttention(nn.Module):
     else:
       q, (k, v) = dense(c, "q")(x), jnp.split(dense(2 * c, "kv")(context), 2, axis=-1)
     heads = lambda a: a.reshape(*a.shape[:2], self.num_heads, -1).swapaxes(1, 2)
-    y = attend(heads(q), heads(k), heads(v), causal=self.causal, mask=mask)  # [B, heads, T, D]
-    return dense(c, "out")(y.swapaxes(1, 2).reshape(x.shape))
+    q, k, v = heads(q), heads(k), heads(v)
+    causal = self.causal
+    if cache is not None:
+      write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new, position, axis=2)
+      k, v = cache = tuple(map(write, cache, (k, v)))
+      if causal:  # x is not the end of what is stored
+        earlier = jnp.arange(k.shape[2]) <= position + jnp.arange(x.shape[1])[:, None]
+        mask, causal = (earlier if mask is None else mask & earlier), False
+    y = attend(q, k, v, causal=causal, mask=mask)  # [B, heads, T, D]
+    y = dense(c, "out")(y.swapaxes(1, 2).reshape(x.shape))
+    return y if cache is None else (y, cache)
 
 
 class SelfAttention(nn.Module):

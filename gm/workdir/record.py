@@ -82,6 +82,15 @@ def read_config(workdir: str | Path) -> dict:
   return facts
 
 
+def read_steps(workdir: str | Path) -> dict[str, int]:
+  """How many steps each stage of a run has, by its config.json; {} where that does not say."""
+  try:
+    steps = read_config(workdir).get("stages")
+  except (OSError, ValueError):
+    return {}
+  return steps if isinstance(steps, dict) else {}
+
+
 def _entry(table: Any, key: str) -> Any:
   return table.get(key) if isinstance(table, dict) else None
 

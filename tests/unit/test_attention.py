@@ -111,6 +111,28 @@ def test_context_and_mask():
   np.testing.assert_allclose(got, net.apply(variables, x, context[:, :4]), atol=1e-6)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_sequence_in_parts_is_the_sequence(causal):
+  """By keys and values that are kept, in parts of 2, 1 and 3 positions of 6, the rest to come."""
+  x, net = normal(0, 2, 6, 8), attention.MultiHeadAttention(2, causal=causal)
+  variables = start(net, x)
+
+  @jax.jit
+  def both(variables, x):
+    cache = (jnp.full((2, 2, 7, 4), 1e3),) * 2  # what is not written yet must not be seen
+    found = []
+    for first, last in ((0, 2), (2, 3), (3, 6)):
+      earlier = jnp.arange(7) <= jnp.arange(first, last)[:, None]
+      part, cache = net.apply(
+        variables, x[:, first:last], mask=None if causal else earlier, cache=cache, position=first
+      )
+      found.append(part)
+    whole = attention.MultiHeadAttention(2, causal=True).apply(variables, x)
+    return jnp.concatenate(found, 1), whole
+
+  np.testing.assert_allclose(*both(variables, x), atol=1e-5)
+
+
 def test_self_attention_by_hand():
   """Against NumPy, with gamma set; the identity where it is 0."""
   x, net = normal(0, 2, 4, 6, 24), attention.SelfAttention()  # of 3 features, so a scale shows

@@ -27,6 +27,8 @@ RESIDUAL_D = (
   + 2 * 2 * conv(64, 64)
   + 64
 )
+BLOCKS = 2 * (conv(128, 32) + conv(32, 128, 1))
+SMALL_BLOCKS = 2 * (conv(64, 32) + conv(32, 64, 1))
 ATTENTION = 64 * (8 + 8 + 32 + 32) + 1
 # dcgan64: the counts of the PyTorch port of the paper; the others by hand
 PARAMS = {
@@ -62,6 +64,15 @@ PARAMS = {
     + 2 * (64 * 64 + 2 * conv(64, 64))
     + (conv(65, 64) + 1025 * 64 + 65),
   },
+  "vqvae": {
+    "enc": conv(1, 64, 4) + conv(64, 128, 4) + conv(128, 128) + BLOCKS + conv(128, 64, 1),
+    "dec": conv(64, 128) + BLOCKS + conv(128, 64, 4) + conv(64, 1, 4),
+  },
+  "transformer": {
+    "enc": conv(1, 32, 4) + conv(32, 64, 4) + conv(64, 64) + SMALL_BLOCKS + conv(64, 16, 1),
+    "dec": conv(16, 64) + SMALL_BLOCKS + conv(64, 32, 4) + conv(32, 1, 4),
+    "prior": (65 + 49 + 64) * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128,
+  },
 }
 BATCH = {
   "vae": 128,
@@ -73,6 +84,8 @@ BATCH = {
   "sngan": 2 * 16,  # for two steps of D
   "biggan": 2 * 16,
   "stylegan2": 16,
+  "vqvae": 32,
+  "transformer": 32,
 }
 SIZE = {
   "dcgan32": 32,
@@ -87,12 +100,13 @@ SIZE = {
 
 @pytest.mark.parametrize("name", list(BATCH))
 def test_workloads_build(name):
-  found = job.prepare(steps.config_of(name))
-  assert found.sizes == [BATCH[name]]
+  found, stage = job.prepare(steps.config_of(name)), steps.WORKLOADS[name].stage
+  assert found.sizes[stage] == BATCH[name]
   if name in SIZE:
     assert found.infos[0].shape["image"] == (SIZE[name], SIZE[name], 3)
   if name in PARAMS:
-    assert {n: core.count(p) for n, p in found.templates[0].params.items()} == PARAMS[name]
+    params = found.templates[stage].params
+    assert {n: core.count(p) for n, p in params.items()} == PARAMS[name]
 
 
 def test_every_workload_has_its_class_in_torch():

@@ -1,0 +1,295 @@
+"""VQ-VAE. van den Oord et al., Neural Discrete Representation Learning, 2017, arXiv:1711.00937.
+
+Idea: an encoder gives a map of vectors, each is exchanged for the nearest of K codes, and a decoder
+makes the image of these. What was an image is now a few symbols; a second model learns in which
+order they come, and draws new ones.
+Objective, with z = enc(x), k = argmin_j |z - e_j| and z_q = e_k at every one of L positions:
+  tokenizer: D / pixels + beta mean (z - sg(e))^2, D = -log p(x|z_q); gradients pass from z_q to z
+    codebook=ema: e_j is the moving average of the z that chose it; codes that die begin again
+    codebook=gradient: + mean (sg(z) - e)^2
+  prior: -1/L sum_i log p(k_i | k_<i), the tokenizer's networks held fixed
+log p(x) >= log p(x|z_q) + log p(k) is reported as elbo: after the first stage with p(k) = K^-L, the
+prior that its loss assumes, then with the learned one; both count one k of the K^L that p(x) sums
+over. D by model.likelihood, x in [0, 1]: bernoulli, x binarised, or gaussian with model.std.
+Departures: the prior is a transformer, as in VQGAN; the paper's was a PixelCNN. The first codes are
+rows of the first batch's z, by k-means++. D of `gaussian` is the squared error over 2 std^2, which
+with std^2 half of the data's variance is the loss of the authors' notebook; so is the convolution
+before the residual blocks. Images are encoded anew in every step of the prior.
+Run: python main.py --config=configs/vqvae.py --workdir=/tmp/vqvae
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gm import core, flags, optim, pictures
+from gm.nets import transformer, vqvae
+from gm.nn import quantize
+from gm.probability import likelihood
+
+
+def _check(m, info: core.Info, data) -> None:
+  steps = {"least": 0, "most": flags.MOST_STEPS}
+  flags.within(m, "num_codes", least=2)
+  flags.within(m, "code_dim", "block_width", "widths", least=1)
+  flags.within(m, "num_blocks", least=0)
+  flags.within(m, "beta", least=0.0)
+  flags.within(m, "decay", least=0.0, below=1.0)
+  flags.within(m, "tokenizer_steps", "restart_every", "prior_warmup", **steps)
+  flags.within(m, "restart_below", "prior_decay", "temperature", least=0.0)
+  flags.within(m, "std", "prior_lr", above=0.0)
+  flags.within(m, "prior_layers", "prior_heads", "prior_width", least=1)
+  flags.within(m, "top_k", least=0)
+  flags.within(m, "top_p", above=0.0, most=1.0)
+  flags.choice(m, "likelihood", ("bernoulli", "gaussian"))
+  flags.choice(m, "codebook", ("ema", "gradient"))
+  flags.choice(m, "code_init", tuple(quantize.STARTS))
+  if m.codebook == "gradient" and m.restart_every:
+    raise ValueError(
+      "codes that an optimizer moves are not restarted: set --config.model.restart_every=0, or"
+      " --config.model.codebook=ema"
+    )
+  if m.prior_width % m.prior_heads:
+    raise ValueError(
+      f"--config.model.prior_heads={m.prior_heads} do not divide --config.model.prior_width="
+      f"{m.prior_width}"
+    )
+  if m.conditional and not (info.num_classes and "label" in info.shape):
+    raise ValueError(flags.unlabelled("--config.model.conditional=True", data))
+
+
+def stages(config, info: core.Info) -> list[core.Stage]:
+  """Returns the stages `tokenizer` and `prior`.
+
+  Raises:
+    ValueError: for a name or a number that is not possible, or images that do not halve as often as
+      there are widths.
+  """
+  m, dtype = config.model, config.compute_dtype
+  shape = info.shape[flags.leaf(info, "image")]
+  _check(m, info, config.data)
+  height, width = vqvae.grid(shape, len(m.widths))
+  length, num_pixels = height * width, math.prod(shape)
+  bernoulli, learned = m.likelihood == "bernoulli", m.codebook == "gradient"
+  nets = {"widths": m.widths, "num_blocks": m.num_blocks, "block_width": m.block_width}
+  enc = vqvae.Encoder(m.code_dim, **nets, dtype=dtype)
+  dec = vqvae.Decoder(shape[2], **nets, dtype=dtype)
+  prior = transformer.Transformer(
+    m.num_codes + (info.num_classes if m.conditional else 1),  # what comes first is no code
+    length,
+    m.prior_layers,
+    m.prior_heads,
+    m.prior_width,
+    outputs=m.num_codes,
+    dtype=dtype,
+  )
+  players = ["enc", "dec", *(["book"] if learned else [])]
+  tx = optim.adam(config.lr)
+  rate = optim.warmup(optim.cosine(m.prior_lr, config.num_steps), m.prior_warmup)
+  tx_prior = optim.adamw(rate, b2=0.95, weight_decay=m.prior_decay, mask=transformer.decayed)
+  averages = {"decay": m.decay, "threshold": m.restart_below}
+
+  # ------------------------------------------------------------------------- images and their codes
+
+  def observe(batch, key):  # what the likelihood is of, [B, H, W, C] in [0, 1]
+    x = (batch["image"] + 1) / 2
+    return jax.random.bernoulli(key, x).astype(jnp.float32) if bernoulli else x
+
+  def encode(p, x):  # -> z [B, h, w, D]
+    return enc.apply({"params": p["enc"]}, x - 0.5)
+
+  def decode(p, z_q):  # -> logits, or means less 1/2, [B, H, W, C]
+    return dec.apply({"params": p["dec"]}, z_q)
+
+  def codes_of(state):  # [K, D]
+    return state.params["book"]["codes"] if learned else state.extra["book"].codes
+
+  def log_likelihood(x, out):  # [B]
+    if bernoulli:
+      return likelihood.bernoulli_log_prob(x, out)
+    return likelihood.gaussian_log_prob(x, out + 0.5, math.log(m.std))
+
+  def unit(out):  # the decoder's mean, in [0, 1]
+    return jax.nn.sigmoid(out) if bernoulli else out + 0.5
+
+  def tokens_of(state, x):  # -> i32 [B, L], row by row
+    return quantize.nearest(encode(state.params, x), codes_of(state)).reshape(-1, length)
+
+  def render(state, tokens):  # -> the decoder's output
+    return decode(state.params, codes_of(state)[tokens.reshape(-1, height, width)])
+
+  def picture(state, tokens):  # in [-1, 1]
+    return 2 * unit(render(state, tokens)) - 1
+
+  def latent(batch, key):  # a uniform number for each code
+    return jax.random.uniform(key, (len(batch["image"]), length))
+
+  def measured(state, batch, key):
+    """-log p(x|z_q) and squared error as means over the batch, and the codes."""
+    x = observe(batch, key)
+    tokens = tokens_of(state, x)
+    out = render(state, tokens)
+    found = {
+      "distortion": -log_likelihood(x, out).mean(),
+      "mse": jnp.mean((unit(out) - (batch["image"] + 1) / 2) ** 2),
+      "code": tokens,
+    }
+    return found, tokens
+
+  def conclude(found, key):
+    counts = jnp.bincount(found["code"].ravel(), length=m.num_codes)
+    return {"perplexity": quantize.perplexity(counts), "usage": jnp.mean(counts > 0)}
+
+  # -------------------------------------------------------------------------------------- tokenizer
+
+  def init(key, batch, prev):
+    k = core.keys(key, "enc", "dec", "pixels", "codes")
+    x = observe(batch, k.pixels)
+    params = {
+      "enc": core.build(enc, k.enc, x[:2])[0],
+      "dec": core.build(dec, k.dec, jnp.zeros((2, height, width, m.code_dim)))[0],
+    }
+    codes = quantize.first_codes(k.codes, encode(params, x), m.num_codes, how=m.code_init)
+    if learned:
+      params["book"] = {"codes": codes}
+    return core.State(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt={"+".join(players): core.init_slot(tx, params, players)},
+      extra={} if learned else {"book": quantize.start(codes)},
+    )
+
+  def step(state, batch, key):
+    k = core.keys(key, "pixels", "restart")
+    x = observe(batch, k.pixels)
+
+    def loss(p, b):
+      codes = codes_of(state.replace(params=p))
+      z = encode(p, b["x"])
+      index = quantize.nearest(z, codes)
+      e = codes[index]
+      out = decode(p, quantize.straight_through(z, e))
+      distortion, pull = -log_likelihood(b["x"], out).mean(), quantize.commitment(z, e)
+      vq = quantize.objective(z, e, beta=m.beta) if learned else m.beta * pull
+      counts, sums = quantize.totals(z, index, m.num_codes)
+      found = {"distortion": distortion, "commitment": pull, "counts": counts, "sums": sums}
+      return distortion / num_pixels + vq, ({}, found)
+
+    state, found = core.minimize(state, tx, loss, players, {"x": x}, accumulate=config.accumulate)
+    counts, sums = (config.accumulate * found.pop(n) for n in ("counts", "sums"))  # were means
+    found["perplexity"] = quantize.perplexity(counts)
+    found["usage"] = jnp.mean(counts > 0, dtype=jnp.float32)
+    if not learned:
+      book = quantize.update(state.extra["book"], counts, sums, decay=m.decay)
+      found["num_dead"] = quantize.dead(book, **averages).sum(dtype=jnp.float32)
+      if m.restart_every:
+        again = lambda book: quantize.restart(book, k.restart, encode(state.params, x), **averages)
+        book = core.every(m.restart_every, state.step + 1, again, book)
+      state = state.replace(extra={"book": book})
+    return state.replace(step=state.step + 1), found
+
+  def render_evenly(state, u, batch):  # by the prior that the loss of the tokenizer assumes
+    tokens = jnp.minimum((u * m.num_codes).astype(jnp.int32), m.num_codes - 1)
+    return {"image": picture(state, tokens)}
+
+  def sample(state, batch, key):
+    return render_evenly(state, latent(batch, key), batch)
+
+  def evaluate(state, batch, key):
+    found, _ = measured(state, batch, key)
+    return {**found, "elbo": -found["distortion"] - length * math.log(m.num_codes)}
+
+  def show(state, batch, key):
+    x = observe({"image": batch["image"][:32]}, key)
+    rec = picture(state, tokens_of(state, x))
+    return {"reconstruction": pictures.pairs(batch["image"][:32], rec)}
+
+  # ------------------------------------------------------------------------------------------ prior
+
+  def first(batch):  # the token before all codes, i32 [B, 1]
+    told = batch["label"] if m.conditional else jnp.zeros(len(batch["image"]), jnp.int32)
+    return m.num_codes + told[:, None]
+
+  def log_prior(p, start, tokens):  # log p(k), [B]
+    logits = prior.apply({"params": p["prior"]}, jnp.concatenate([start, tokens[:, :-1]], axis=1))
+    return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens).sum(1)
+
+  def draw(state, start, u):  # -> tokens, as many as there are numbers
+    how = {"temperature": m.temperature, "top_k": m.top_k, "top_p": m.top_p}
+    return transformer.sample(prior, state.params["prior"], start, u, **how)
+
+  def init_prior(key, batch, prev):
+    params = {**prev.params, "prior": core.build(prior, key, first(batch)[:2])[0]}
+    return core.State(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt={"prior": core.init_slot(tx_prior, params, ["prior"])},
+      extra=prev.extra,
+    )
+
+  def step_prior(state, batch, key):
+    tokens = tokens_of(state, observe(batch, key))
+
+    def loss(p, b):
+      return -log_prior(p, b["first"], b["tokens"]).mean() / length, ({}, {})
+
+    state, found = core.minimize(
+      state,
+      tx_prior,
+      loss,
+      ["prior"],
+      {"first": first(batch), "tokens": tokens},
+      accumulate=config.accumulate,
+    )
+    return state.replace(step=state.step + 1), found
+
+  def generate(state, u, batch):
+    label = {"label": batch["label"]} if m.conditional else {}
+    return {"image": picture(state, draw(state, first(batch), u)), **label}
+
+  def sample_prior(state, batch, key):
+    return generate(state, latent(batch, key), batch)
+
+  def evaluate_prior(state, batch, key):
+    found, tokens = measured(state, batch, key)
+    rate = -log_prior(state.params, first(batch), tokens).mean()
+    return {
+      **found,
+      "rate": rate,
+      "nats_per_code": rate / length,
+      "elbo": -found["distortion"] - rate,
+      "elbo_uniform": -found["distortion"] - length * math.log(m.num_codes),
+    }
+
+  def show_prior(state, batch, key):
+    """Images of which the upper half is given, beside how they went on."""
+    k = core.keys(key, "pixels", "rest")
+    some = {name: x[:32] for name, x in batch.items()}
+    tokens = tokens_of(state, observe(some, k.pixels))
+    given = tokens[:, : height // 2 * width]
+    u = jax.random.uniform(k.rest, (len(tokens), length - given.shape[1]))
+    rest = draw(state, jnp.concatenate([first(some), given], axis=1), u)
+    whole = picture(state, jnp.concatenate([given, rest], axis=1))
+    return {"completion": pictures.pairs(picture(state, tokens), whole)}
+
+  common = {"conclude": conclude, "latent": latent, "straight": True}
+  return [
+    core.Stage(
+      "tokenizer",
+      m.tokenizer_steps,
+      *(init, step, sample, evaluate, show),
+      generate=render_evenly,
+      **common,
+    ),
+    core.Stage(
+      "prior",
+      config.num_steps,
+      *(init_prior, step_prior, sample_prior, evaluate_prior, show_prior),
+      generate=generate,
+      **common,
+    ),
+  ]
