@@ -2,6 +2,18 @@
 
 Variants: small (default; embedded digits, 7 x 7 codes), digits (8x8, 2 x 2 codes), paper (CIFAR-10,
 8 x 8 codes), notebook (the same by the authors' code), test.
+
+Measured, small, seeds 0, 1, 2, on the 1,000 test images and 10,000 samples: distortion 42.1, 42.3,
+43.2 nats; rate of the 49 codes 121.9, 127.4, 126.4, 2.49, 2.60, 2.58 nats a code where all alike
+are log 64 = 4.16; bound -164.0, -169.7, -169.6, before the prior -245.9, -246.1, -247.0; squared
+error per pixel in [0, 1] 0.0107, 0.0103, 0.0115; perplexity of the codes 36.8, 38.5, 47.1, all of
+64 in use; the rarest digit 6.7, 8.0, 6.1 % of the samples, the classifier's Frechet distance 65,
+57, 56 (2.3 between halves of the data). Where every code is drawn as if it came first, seed 0, it
+is 1,205 (of 2,000 samples). 6.7 to 7.7 minutes of processor time for both stages and evaluation;
+the machine had much other work, so the time on two cores alone was not measured.
+digits, seed 0: distortion 15.1, rate 12.9 of 4 log 32 = 13.9, bound -28.1 nats, squared error
+0.035, perplexity 29.3 of 32; with the gradient led to the codes instead of the encoder 0.075 and
+8.7. paper and notebook were not run.
 """
 
 import math
