@@ -42,6 +42,28 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.xdist_group(name))
 
 
+MOST_MAPS = 20_000  # pieces of memory of a process; Linux gives 65,530, and each program takes some
+
+
+def group_of(item):
+  return next((m.args[0] for m in item.iter_markers("xdist_group")), item.path)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+  """Between methods and files compiled programs are given up, where they have become many."""
+  maps = pathlib.Path("/proc/self/maps")
+  if nextitem is None or group_of(item) == group_of(nextitem) or not maps.exists():
+    return
+  if maps.read_bytes().count(b"\n") > MOST_MAPS:
+    for module in [m for n, m in sys.modules.items() if n.startswith("test_")]:
+      for value in list(vars(module).values()):
+        if hasattr(value, "cache_clear"):
+          value.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+
+
 class Kept:
   """Compiled programs by name, as `programs.Shelf` keeps them, in memory and for one config.
 
