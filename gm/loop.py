@@ -52,8 +52,8 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
   job = prepare(config, shelf)
   evaluation.try_metrics(job)
   desk = workdir if jax.process_index() == 0 else tempfile.mkdtemp()
+  check_workdir(job, desk)  # and once more where it is opened
   with lock.Lock(desk) as held:
-    check_workdir(job, desk)
     resumed = last_state(job, workdir, resume=True)
     start, state = resumed or initial_state(job)
     source = load(job, start, "train")

@@ -67,8 +67,7 @@ def state_of(workdir, **changes):
 
 
 def tree_of(folder):
-  found = (p for p in folder.rglob("*") if p.name != ".lock")
-  return sorted((str(p), p.stat().st_mtime_ns) for p in found)
+  return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*"))
 
 
 # --- what may be changed
