@@ -36,7 +36,8 @@ class Workload(NamedTuple):
 
 def _digits(size: int, batch_size: int, **model: Any) -> dict:
   """The embedded digits as colour images of another size, in place of a config's own data."""
-  data = {"source": "embedded", "name": "mnist10k", "num_classes": 0}  # they have their own
+  data = {"source": "embedded", "name": "mnist10k"}
+  data |= {"num_classes": 0, "train_split": "train", "test_split": "test"}  # they have their own
   data |= {"image_size": size, "channels": 3}
   return {
     "batch_size": batch_size,

@@ -67,7 +67,8 @@ def state_of(workdir, **changes):
 
 
 def tree_of(folder):
-  return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*"))
+  found = (p for p in folder.rglob("*") if p.name != ".lock")  # which says who looked at it last
+  return sorted((str(p), p.stat().st_mtime_ns) for p in found)
 
 
 # --- what may be changed
