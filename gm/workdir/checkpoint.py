@@ -26,8 +26,6 @@ from gm import core
 from gm.errors import UserError, sentence
 from gm.workdir import files, quirks
 
-TRIES = 20  # to read the newest checkpoint of a training that goes on
-
 
 def stage_dir(workdir: str, index: int, name: str) -> pathlib.Path:
   """Returns the folder of a stage's checkpoints.
@@ -61,9 +59,9 @@ def open_manager(
   logging.getLogger("asyncio").addFilter(_untold)
   quirks.drop_late_errors()
   if read_only:
-    return ocp.CheckpointManager(
-      quirks.without_glob(folder),
-      options=ocp.CheckpointManagerOptions(read_only=True, create=False),
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+    return quirks.settled(
+      lambda: ocp.CheckpointManager(quirks.without_glob(folder), options=options)
     )
   rules = [policy.LatestN(keep)]
   if best:
@@ -134,7 +132,7 @@ def restore(
       structure, or as `resume` and `check` say.
   """
   listed = lambda: sorted(manager.all_steps() if step is None else [step], reverse=True)
-  steps, skipped, reason, tries = listed(), [], "", TRIES
+  steps, skipped, reason, tries = listed(), [], "", quirks.TRIES
   while steps:
     candidate = steps.pop(0)
     where = f"{quirks.named(manager.directory)}/{candidate}"
@@ -155,7 +153,7 @@ def restore(
     skipped.append(candidate)
     if not resume and step is None and tries:
       before, tries = {*steps, *skipped}, tries - 1
-      manager.reload()
+      quirks.settled(manager.reload)
       if set(listed()) != before:  # a training goes on, and has deleted what was being read
         steps, skipped, reason = listed(), [], ""
         continue

@@ -14,8 +14,10 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+TRIES = 20  # to look at checkpoints of a training that goes on
 _links: dict[str, tuple] = {}  # folder -> (link to it, what holds the link until the process ends)
 
 
@@ -85,3 +87,13 @@ def os_error(error: BaseException | None) -> int | None:
       return int(found[1])
     error = error.__cause__ or error.__context__
   return None
+
+
+def settled(look: Callable) -> Any:
+  """What `look` gives, again where a training deletes a checkpoint between its name and its age."""
+  for left in reversed(range(TRIES)):
+    try:
+      return look()
+    except FileNotFoundError:
+      if not left:
+        raise

@@ -14,7 +14,7 @@ import pytest
 from conftest import OPTIMISED
 
 from gm import core, errors, feed, job, loop, steps
-from gm.workdir import checkpoint, record
+from gm.workdir import checkpoint, quirks, record
 
 
 def config_of(**changes):
@@ -382,3 +382,17 @@ def test_large_states_are_split_over_devices():
   large = sharding.of_state(mesh, shapes, split_above=64)
   assert small["w"].is_fully_replicated and large["b"].is_fully_replicated
   assert large["w"].shard_shape((6, 4)) == (3, 4)
+
+
+def test_a_checkpoint_that_goes_while_the_folder_is_looked_at_is_no_error():
+  gone, looks = [FileNotFoundError("82"), FileNotFoundError("83")], []
+
+  def look():
+    looks.append(1)
+    if gone:
+      raise gone.pop()
+    return "there"
+
+  assert quirks.settled(look) == "there" and len(looks) == 3
+  with pytest.raises(FileNotFoundError):
+    quirks.settled(lambda: gone.append(FileNotFoundError()) or look())
