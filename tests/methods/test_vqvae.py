@@ -14,7 +14,6 @@ from conftest import train
 from gm import core, errors, evaluation, job, loop
 from gm.nets import transformer
 from gm.nn import quantize
-from gm.workdir import report
 
 QUICK = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
@@ -253,25 +252,8 @@ def test_conditions_are_tokens_that_are_never_drawn():
 # -------------------------------------------------------------------- runs from another one's stage
 
 
-class Blind:
-  """An evaluator that draws and measures nothing."""
-
-  def __init__(self, job, index):
-    pass
-
-  def write_samples(self, workdir, state):
-    pass
-
-  write_extra = write_samples
-
-  def finish(self, workdir, state):
-    return {}
-
-
-def test_the_prior_starts_from_a_tokenizer_of_another_run(tmp_path, monkeypatch):
+def test_the_prior_starts_from_a_tokenizer_of_another_run(tmp_path, blind):
   """Its networks are those bits; one of other sizes is refused, and nothing is lost."""
-  monkeypatch.setattr(evaluation, "Evaluator", Blind)
-  monkeypatch.setattr(report, "write", lambda workdir: None)
   first, second = tmp_path / "first", tmp_path / "second"
   loop.train(config_of("test", metrics=(), num_steps=0), str(first))
   place = f"{first}/checkpoints/00-tokenizer"

@@ -8,11 +8,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import Kept
+from conftest import Kept, blindfold
 from ml_collections import ConfigDict
 
-from gm import continuing, errors, evaluation, job, loop
-from gm.workdir import checkpoint, record, report
+from gm import continuing, errors, job, loop
+from gm.workdir import checkpoint, record
 
 TINY = {"num_devices": 1, "metrics": (), "num_steps": 4, "log_every": 2, "sample_every": 0}
 TINY |= {"checkpoint_every": 2, "num_eval_samples": 8}
@@ -23,28 +23,8 @@ def config_of(name="gan", variant="test", **changes):
   return continuing.changed(config, {**TINY, **changes})
 
 
-class Blind:
-  """An evaluator that draws nothing, and finds one number."""
-
-  def __init__(self, job, index):
-    pass
-
-  def write_samples(self, workdir, state):
-    pass
-
-  write_extra = write_samples
-
-  def evaluate(self, state):
-    return {"number": 1.0}
-
-  def finish(self, workdir, state):
-    return {}
-
-
 @pytest.fixture
-def quick(monkeypatch):
-  monkeypatch.setattr(evaluation, "Evaluator", Blind)
-  monkeypatch.setattr(report, "write", lambda workdir: None)
+def quick(blind):
   continuing._say_once.cache_clear()
 
 
@@ -54,8 +34,7 @@ def half(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("half") / "run"
   kept = Kept()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluation, "Evaluator", Blind)
-    patch.setattr(report, "write", lambda workdir: None)
+    blindfold(patch)
     loop.train(config_of(num_steps=2), str(workdir), kept)
     whole = shutil.copytree(workdir, workdir.parent / "whole")
     loop.train(config_of(), str(whole), kept)
