@@ -56,26 +56,22 @@ def prior_weights(
     key: PRNG key.
     likelihood: [k, 1, Z] -> [k, B], log p(x_b | z).
     shape: B and Z.
-    n: draws, a multiple of the chunk where it is larger.
+    n: draws.
     chunk: of draws that are held at once.
 
   Returns:
     [n, B], nats.
 
-  Raises:
-    ValueError: if the chunk does not divide n.
-
   >>> square = lambda z: -0.5 * (z**2).sum(-1) * jnp.ones(3)
   >>> prior_weights(jax.random.key(0), square, (3, 2), 10, chunk=5).shape
   (10, 3)
   """
-  chunk = _even(n, chunk)
+  chunk = min(n, chunk)
 
   def part(key):
     return likelihood(jax.random.normal(key, (chunk, 1, shape[1])))
 
-  found = jax.lax.map(part, jax.random.split(key, n // chunk))
-  return found.reshape(n, shape[0])
+  return terms.in_parts(part, key, n, chunk)
 
 
 def importance_weights(
@@ -96,36 +92,25 @@ def importance_weights(
     likelihood: [k, B, Z] -> [k, B], log p(x_b | z).
     mean: of q, an encoder's or another, [B, Z].
     log_var: of q, [B, Z].
-    n: draws for each example, a multiple of the chunk where it is larger.
+    n: draws for each example.
     chunk: of draws that are held at once.
 
   Returns:
     [n, B], nats.
-
-  Raises:
-    ValueError: if the chunk does not divide n.
 
   >>> flat = lambda z: 0 * z[..., 0]  # x tells nothing about z, so q = p(z) is exact
   >>> zero = jnp.zeros((3, 2))
   >>> float(jnp.abs(importance_weights(jax.random.key(0), flat, zero, zero, 4)).max())
   0.0
   """
-  chunk = _even(n, chunk)
+  chunk = min(n, chunk)
 
   def part(key):
     z = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, (chunk, *mean.shape))
     log_q = terms.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
     return likelihood(z) + terms.standard_normal_log_prob(z, event_ndim=1) - log_q
 
-  found = jax.lax.map(part, jax.random.split(key, n // chunk))
-  return found.reshape(n, len(mean))
-
-
-def _even(n: int, chunk: int) -> int:
-  chunk = min(n, chunk)
-  if n < 1 or n % chunk:
-    raise ValueError(f"n={n} draws do not come in parts of {chunk}: make it a multiple")
-  return chunk
+  return terms.in_parts(part, key, n, chunk)
 
 
 class BySize(NamedTuple):

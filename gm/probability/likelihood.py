@@ -225,8 +225,13 @@ def in_parts(draw: Callable, key: jax.Array, k: int, size: int) -> jax.Array:
   Returns:
     [k, ...].
 
+  Raises:
+    ValueError: if there are none to make.
+
   >>> in_parts(lambda key: jax.random.normal(key, (2, 4)), jax.random.key(0), 5, 2).shape
   (5, 4)
   """
+  if k < 1 or size < 1:
+    raise ValueError(f"{k} draws in parts of {size}: both must be 1 or more")
   parts = jax.lax.map(draw, jax.random.split(key, -(-k // size)))
   return parts.reshape(-1, *parts.shape[2:])[:k]

@@ -112,8 +112,7 @@ def test_estimates_by_size_are_of_groups_that_do_not_overlap():
     np.testing.assert_allclose(found.spread[i], groups.std(0), atol=1e-6)
   for call, message in (
     (lambda: evidence.by_size(log_w, (4,)), "groups of 4 do not divide 6 draws"),
-    (lambda: evidence.prior_weights(KEY, None, (1, 2), 15, chunk=10), "n=15 .* parts of 10"),
-    (lambda: evidence.importance_weights(KEY, None, log_w, log_w, 0), "n=0"),
+    (lambda: evidence.importance_weights(KEY, None, log_w, log_w, 0), "0 draws in parts of 0"),
   ):
     with pytest.raises(ValueError, match=message):
       call()
@@ -165,3 +164,12 @@ def test_curves_over_draws_begin_at_the_elbo_and_end_at_the_evidence():
     spreads = np.asarray(spread[name])
     assert (np.diff(spreads[np.isfinite(spreads)]) < 0).all()
   assert known.sum() == 5 and np.isnan(spread["prior"][-1])  # of one group none is known
+
+
+def test_draws_need_not_come_in_whole_chunks():
+  """Of the last chunk only those are given that were asked for, and each is drawn anew."""
+  log_p = lambda z: z.sum(-1) * jnp.ones(1)
+  many = evidence.prior_weights(KEY, log_p, (1, 2), 20, chunk=10)
+  few = evidence.prior_weights(KEY, log_p, (1, 2), 15, chunk=10)
+  assert few.shape == (15, 1) and len(np.unique(few)) == 15
+  np.testing.assert_array_equal(few, many[:15])
