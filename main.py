@@ -71,10 +71,16 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _WAIT = flags.DEFINE_integer(
   "wait", 300, "With --distributed: seconds for all processes to start.", lower_bound=1
 )
+_CHANGED_DATA = flags.DEFINE_bool(
+  "changed_data",
+  False,
+  "With --mode=train: go on though the data have changed; config.json and the report say so.",
+)
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error of the input was found.")
 
 
 OF_MODE = {  # the flags that one mode alone understands
+  "train": ["changed_data"],
   "sample": [
     "num_samples",
     "seeds",
@@ -222,7 +228,7 @@ def work() -> None:
       processes.join(_WAIT.value, _TRACEBACK.value)
   if _MODE.value == "train":
     try:
-      loop.train(config, workdir, shelf)
+      loop.train(config, workdir, shelf, changed_data=_CHANGED_DATA.value)
     except interrupt.Stopped as stopped:
       print(stopped, flush=True)
       sys.exit(128 + stopped.signum)

@@ -145,13 +145,15 @@ def check_workdir(job: Job, workdir: str) -> None:
       _check(workdir, facts["config"], job.config, reading=False)
 
 
-def open_workdir(job: Job, held: lock.Lock, source: core.Source) -> dict:
+def open_workdir(job: Job, held: lock.Lock, source: core.Source, *, changed_at: str = "") -> dict:
   """Creates the workdir with its config.json, or writes that anew; returns what is on record.
 
   Args:
     job: the run.
     held: the lock of the workdir, which is taken before anything is written.
     source: the training split.
+    changed_at: where training has come to, if it may go on with a set that has changed; the changes
+      are put on record under this name.
 
   Raises:
     UserError: if it cannot be written, is being trained by another process, does not pass
@@ -162,22 +164,26 @@ def open_workdir(job: Job, held: lock.Lock, source: core.Source) -> dict:
     os.makedirs(workdir, exist_ok=True)
     held.take()
     check_workdir(job, workdir)
-    changed = data_changes(workdir, source)
-    if changed:
+    changed = "; ".join(data_changes(workdir, source))
+    if changed and not changed_at:
       raise ValueError(
-        f"the data of {workdir} have changed since its run began ({'; '.join(changed)}): put them"
-        " back as they were, or start anew with another --workdir"
+        f"the data of {workdir} have changed since its run began ({changed}): go on with them as"
+        " they are by --changed_data, which its config.json and report will say, put them back as"
+        " they were, or start anew with another --workdir"
       )
+    changes = _data_facts(workdir).get("changes", [])
+    if changed:
+      changes = [*changes, f"{changed_at}: {changed}"]
+      say(f"note: the data have changed ({changed}); training goes on with them as they are")
     config = continuing.plain(job.config.to_dict())
     said = f"{origin(job, source)}, {source.num_examples:,} training examples"
     left_out = source.origin.get("unused", ())
     if left_out:
       said += f"; not used: {', '.join(f'{name}/' for name in left_out)}"
+    said += "".join(f"; changed at {change}" for change in changes)
     data = {"origin": said, "generated": config["data"]["source"] == "points"}
-    if source.classes:
-      data["classes"] = source.classes
-    if source.origin:
-      data["set"] = source.origin
+    more = {"classes": source.classes, "set": source.origin, "changes": changes}
+    data |= {name: fact for name, fact in more.items() if fact}
     facts = {"data": data, "stages": {stage.name: stage.num_steps for stage in job.stages}}
     record.write_config(workdir, config, facts)
     return {"config": config, **facts}
@@ -230,11 +236,15 @@ def data_changes(workdir: str, source: core.Source) -> list[str]:
     workdir: of a run, or of none yet.
     source: any split of the data of one of its stages.
   """
-  facts = continuing.facts_of(workdir) or {}
-  data = facts.get("data")
-  before = data.get("set") if isinstance(data, dict) else None
+  before = _data_facts(workdir).get("set")
   kept = lambda facts: {k: v for k, v in facts.items() if k != "unused"}
   return record.diff(kept(before), kept(source.origin)) if before and source.origin else []
+
+
+def _data_facts(workdir: str) -> dict:
+  """What is on record of the data of a workdir; {} where nothing is."""
+  data = (continuing.facts_of(workdir) or {}).get("data")
+  return data if isinstance(data, dict) else {}
 
 
 def restore(

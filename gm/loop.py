@@ -18,7 +18,7 @@ from gm.errors import user_input
 from gm.interrupt import Interrupt, Stopped
 from gm.job import Job, check_workdir, initial_state, last_state, load, open_workdir, prepare
 from gm.progress import Bar, Clock, say
-from gm.workdir import checkpoint, lock, log, report, samples
+from gm.workdir import checkpoint, lock, log, report, samples, saver
 
 AGREE_CALLS = 8  # between two questions of several processes to one another
 
@@ -35,7 +35,9 @@ class Shared(NamedTuple):
   facts: dict  # that checkpoints keep of the run
 
 
-def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None) -> None:
+def train(
+  config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None, changed_data: bool = False
+) -> None:
   """Trains every stage that is not finished, then evaluates and writes the report.
 
   Args:
@@ -43,6 +45,7 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
     workdir: created, or continued where it holds a run of the same config.
     shelf: of this config, for a quicker second start; only where all functions are those of the
       files, as in `main.py` (see gm/programs.py).
+    changed_data: go on though the data have changed since the run began; that is put on record.
 
   Raises:
     UserError: for input that the user can mend.
@@ -58,7 +61,9 @@ def train(config: ConfigDict, workdir: str, shelf: programs.Shelf | None = None)
     start, state = resumed or initial_state(job)
     source = load(job, start, "train")
     evaluation.enough(job, "train", source)
-    facts = {**open_workdir(job, held, source), "devices": job.mesh.size}
+    at = f"step {state.step if resumed else 0} of {job.stages[start].name}"
+    opened = open_workdir(job, held, source, changed_at=at if changed_data else "")
+    facts = {**opened, "devices": job.mesh.size}
     with report.following(desk) as lines, Interrupt() as interrupt:
       shared = Shared(job, workdir, desk, lines, interrupt, shelf, facts)
       for index in range(start, len(job.stages)):
@@ -84,12 +89,7 @@ class Run:
   """
 
   def __init__(
-    self,
-    shared: Shared,
-    index: int,
-    state: core.State | None,
-    source: core.Source,
-    resumed: bool,
+    self, shared: Shared, index: int, state: core.State | None, source: core.Source, resumed: bool
   ):
     job = shared.job
     self.shared, self.job, self.index = shared, job, index
@@ -102,7 +102,7 @@ class Run:
     self.step = int(self.state.step)
     folder = checkpoint.stage_dir(shared.workdir, index, self.stage.name)
     last = self.step if self.resumed else -1
-    self.saver = checkpoint.Saver(folder, self.config, last, shared.facts)
+    self.saver = saver.Saver(folder, self.config, last, shared.facts)
     self.totals = None
 
   def train(self) -> core.State:
@@ -118,7 +118,7 @@ class Run:
       if not finished and stage.num_steps:
         self._advance()
       elif not finished:  # a sampler: nothing to train, something to show
-        self.saver.save(self.state, None)
+        self.saver.save(self.state)
         self._draw()
       if not (finished and samples.is_filmed(shared.desk, stage.name)):
         samples.write_gif(shared.desk, stage.name)
@@ -132,13 +132,14 @@ class Run:
     desk, name, due = self.shared.desk, self.stage.name, self._due(0)
     records = log.read_metrics(desk)
     last = records[-1] if records else {"stage": None}
-    measured = any(
-      (r["stage"], r["step"]) == (name, self.step) and not r.get("examples_per_second")
-      for r in records
-    )
-    if self._evaluates(due) and processes.decided(last["stage"] == name and not measured):
+    measured = log.evaluations(records, name)
+    for step, found in measured.items():
+      if self.config.best_metric[1:] in found:  # else another one was chosen then
+        self.saver.rate(step, found)
+    missing = last["stage"] == name and self.step not in measured
+    if self._evaluates(due) and processes.decided(missing):
       found = self.evaluator.evaluate(self.state)
-      self.shared.log.write(name, self.step, last.get("seconds", 0.0), None, found)
+      self._measured(found, last.get("seconds", 0.0))
       say(f"{name} {self.step}  {evaluation.spell(found)}")
     if due["sample"] and processes.decided(not samples.is_drawn(desk, name, self.step)):
       self._draw()
@@ -205,16 +206,20 @@ class Run:
     if self._evaluates(due) and not stop:
       found = interrupt.attempt(lambda: self.evaluator.evaluate(self.state))
     if found is not None:
-      self.shared.log.write(self.stage.name, self.step, seconds, None, found)
+      self._measured(found, seconds)
       self.bar.log(self.step, None, found)
     if due["checkpoint"] or (found and self.config.best_metric):
-      self.saver.save(self.state, found)
+      self.saver.save(self.state)
     if due["sample"] and not stop:
       interrupt.attempt(self._draw)
     stop = stop or interrupt.heard()
     if stop:
-      self.saver.save(self.state, None)
+      self.saver.save(self.state)
     return stop
+
+  def _measured(self, found: dict[str, float], seconds: float) -> None:
+    self.saver.rate(self.step, found)
+    self.shared.log.write(self.stage.name, self.step, seconds, None, found)
 
   def _draw(self) -> None:
     self.evaluator.write_extra(self.shared.desk, self.state)

@@ -15,15 +15,13 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from gm import core
-from gm.errors import UserError, sentence
 from gm.workdir import files, quirks
 
 
@@ -42,14 +40,14 @@ def has_steps(folder: pathlib.Path) -> bool:
 
 
 def open_manager(
-  folder: pathlib.Path, *, keep: int = 3, best: str = "", read_only: bool = False
+  folder: pathlib.Path, *, keep: int = 3, scores: Mapping | None = None, read_only: bool = False
 ) -> Any:
   """Returns the manager of one stage's checkpoints.
 
   Args:
     folder: from `stage_dir`.
     keep: number of latest checkpoints that stay.
-    best: "-name" or "+name": the checkpoint with the least or the greatest metric `name` stays too.
+    scores: {step: number}, read whenever one is saved: the checkpoint of the greatest stays too.
     read_only: change nothing in the folder; a run that is still going may be read.
   """
   import orbax.checkpoint as ocp  # imported late: half a second that the first step need not wait
@@ -63,17 +61,7 @@ def open_manager(
     return quirks.settled(
       lambda: ocp.CheckpointManager(quirks.without_glob(folder), options=options)
     )
-  rules = [policy.LatestN(keep)]
-  if best:
-    name = best.lstrip("+-")
-    rules.append(
-      policy.BestN(
-        get_metric_fn=lambda metrics: metrics[name],
-        reverse=best.startswith("-"),
-        n=1,
-        keep_checkpoints_without_metrics=False,
-      )
-    )
+  rules = [policy.LatestN(keep), _Best({} if scores is None else scores)]
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy.AnyPreservationPolicy(rules),
     cleanup_tmp_directories=True,
@@ -83,15 +71,24 @@ def open_manager(
   return ocp.CheckpointManager(quirks.without_glob(folder), options=options)
 
 
-def save(
-  manager: Any, state: core.State, metrics: dict | None = None, facts: Mapping | None = None
-) -> None:
+class _Best:
+  """Keeps the checkpoint of the greatest score; orbax asks it for each whether it stays."""
+
+  def __init__(self, scores: Mapping[int, float]):
+    self.scores = scores
+
+  def should_preserve(self, checkpoints: Sequence[Any], **_: Any) -> list[bool]:
+    rated = [c.step for c in checkpoints if c.step in self.scores]
+    best = max(rated, key=self.scores.get, default=None)
+    return [c.step == best for c in checkpoints]
+
+
+def save(manager: Any, state: core.State, facts: Mapping | None = None) -> None:
   """Saves a state under its own step; returns as soon as the arrays are copied.
 
   Args:
     manager: from `open_manager`.
     state: to be saved.
-    metrics: by which the best checkpoint is chosen.
     facts: of the run, kept in the record: its "config" and others.
   """
   import orbax.checkpoint as ocp
@@ -103,7 +100,6 @@ def save(
   manager.save(
     step,
     args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
-    metrics=metrics or None,
   )
 
 
@@ -194,7 +190,7 @@ def _read(manager: Any, step: int, like: core.State) -> tuple[Any, dict, str, bo
     text = " ".join(str(error).split()).partition(". ")[0][:200]  # else pages of TensorStore
     reason = os.strerror(number) if number else text or type(error).__name__
     return None, {}, reason, number in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-  if found.record["crc32"] != _checksums(found.state):
+  if not _agree(found.record["crc32"], _checksums(found.state)):
     return None, {}, "its contents do not match their checksums", True
   if found.record["step"] != step:
     return None, found.record, f"it holds step {found.record['step']}, so it is a copy", True
@@ -204,19 +200,6 @@ def _read(manager: Any, step: int, like: core.State) -> tuple[Any, dict, str, bo
 def _untold(record: logging.LogRecord) -> bool:
   """False for a fault of the disk: it comes as an error too, and pages are logged about it."""
   return not files.fault(f"{record.getMessage()} {record.exc_info and record.exc_info[1]}")
-
-
-@contextlib.contextmanager
-def _writing(folder: pathlib.Path) -> Iterator[None]:
-  """Turns what orbax and TensorStore say of a disk into a UserError of one line."""
-  try:
-    yield
-  except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
-    try:
-      with files.explained(folder):
-        raise files.fault(str(error)) or error
-    except Exception as told:
-      raise UserError(sentence(told)) from error
 
 
 def last_record(workdir: str | pathlib.Path) -> dict | None:
@@ -272,74 +255,18 @@ def _shapes(tree: Any) -> dict[str, tuple]:
 
 
 def _checksums(state: core.State) -> list[int]:
-  """CRC-32 of every array's bytes; 0 where this process does not hold all of it."""
+  """CRC-32 of every array's bytes; 0 where no process holds all of it."""
 
   def checksum(x: jax.Array) -> int:
     if not getattr(x, "is_fully_addressable", True):
-      return 0
+      if not x.is_fully_replicated:
+        return 0
+      x = x.addressable_data(0)
     return zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8))
 
   return [checksum(x) for x in jax.tree.leaves(state)]
 
 
-class Saver:
-  """Saves states of one stage in the background; orbax is imported at the first of them."""
-
-  def __init__(
-    self, folder: pathlib.Path, config: ConfigDict, last: int, facts: Mapping | None = None
-  ):
-    self.folder, self.config, self.facts, self.manager = folder, config, facts, None
-    self.last = last  # newest step that has been saved; -1: none
-
-  def save(self, state: core.State, metrics: dict | None) -> None:
-    """Saves a state under its step.
-
-    Raises:
-      UserError: if it cannot be written, or if config.best_metric is none of the metrics.
-    """
-    wanted = self.config.best_metric.lstrip("+-")
-    if metrics and wanted and wanted not in metrics:
-      raise UserError(
-        f"--config.best_metric={self.config.best_metric} is none of the evaluation's metrics:"
-        f" {', '.join(sorted(metrics))}"
-      )
-    with _writing(self.folder):
-      if self.manager is None:
-        keep, best = self.config.keep_checkpoints, self.config.best_metric
-        self.manager = open_manager(self.folder, keep=keep, best=best)
-        for step in self.manager.all_steps():
-          if step > self.last:  # it was skipped, and what comes now takes its place
-            self.manager.delete(step)
-      save(self.manager, state, metrics, self.facts)
-    self.last = int(state.step)
-
-  @contextlib.contextmanager
-  def rescuing(self, state: Callable[[], core.State]) -> Iterator[None]:
-    """Whatever goes wrong inside, what is being saved is saved to its end.
-
-    The state is saved too if the fault is the input's or the disk's, such as a damaged file that is
-    met on the way. Where that fails as well, the first error is still the one that is told.
-
-    Args:
-      state: returns the state, or raises an error where it is not worth keeping.
-    """
-    try:
-      yield
-    except Exception as error:
-      lasting = isinstance(error, UserError | OSError)
-      if jax.process_count() == 1:  # others would have to save with it
-        with contextlib.suppress(Exception):
-          if lasting:
-            self.save(state(), None)
-        with contextlib.suppress(Exception):
-          self.close()
-      if isinstance(error, OSError):
-        raise UserError(sentence(error)) from error
-      raise
-
-  def close(self) -> None:
-    """Waits until all is on disk."""
-    manager, self.manager = self.manager, None
-    if manager is not None:
-      with _writing(self.folder):
-        manager.close()
+def _agree(kept: list[int], now: list[int]) -> bool:
+  """Whether checksums are the same; 0 is none: no process held, or holds, the whole array."""
+  return len(kept) == len(now) and all(a == b or 0 in (a, b) for a, b in zip(kept, now))

@@ -37,6 +37,12 @@ def read_metrics(workdir: str | Path) -> list[dict]:
   return [record for record in map(_record, lines) if record]
 
 
+def evaluations(records: Sequence[Mapping], stage: str) -> dict[int, Mapping]:
+  """The lines of a stage that are of evaluations, by their step."""
+  here = (r for r in records if r["stage"] == stage)
+  return {r["step"]: r for r in here if not r.get("examples_per_second")}
+
+
 def _record(line: bytes) -> dict | None:
   """A line as it was written, None where it cannot have been."""
   try:

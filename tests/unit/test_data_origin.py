@@ -2,14 +2,21 @@
 are still the same."""
 
 import importlib
+import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from ml_collections import ConfigDict
 from PIL import Image
+from test_data_images import write_set
 
-from gm import core, errors, job
-from gm.workdir import lock, record
+from gm import core, errors, job, loop
+from gm.workdir import curves, lock, record
 
 
 def make_job(data, **keys):
@@ -104,3 +111,88 @@ def test_a_set_that_has_changed_is_named_and_not_trained_on(pets, tmp_path):
   assert now.num_examples == 3 and len(job.data_changes(str(run), now)) == 2
   extra.unlink()
   assert {**open_run(made, run)["set"], "unused": ["val"]} == first["set"]
+
+
+# --- a set that is read as training goes on, with a damaged image
+
+
+def grey(i):
+  file = io.BytesIO()
+  Image.new("L", (9, 9), 8 * i).save(file, "PNG")
+  return file.getvalue()
+
+
+def write_images(source, root, broken=None):
+  """30 images that tell their number by their grey; of a broken one the end is missing."""
+  shutil.rmtree(root, ignore_errors=True)
+  images = [grey(i)[: 45 if i == broken else None] for i in range(30)]
+  if source == "tfds":
+    rows = [{"photo": io.BytesIO(x), "label": 0} for x in images]
+    return write_set(root, {"train": rows[:24], "test": rows[24:]})
+  root.mkdir()
+  for i, x in enumerate(images):
+    (root / f"{i}.png").write_bytes(x)
+  return root
+
+
+@pytest.mark.parametrize("source", ["folder", "tfds"])
+def test_a_damaged_image_is_mended_or_removed_and_training_goes_on(source, tmp_path, monkeypatch):
+  """The third batch has it; two steps are kept, and what was done to the set is on record."""
+  workdir, keys = tmp_path / "run", {"source": source, "image_size": 8, "channels": 1}
+  keys |= {"memory_mb": 0, "dir": str(write_images(source, tmp_path / "set"))}
+  keys |= {"image_key": "photo"} if source == "tfds" else {}
+  keys = {f"data.{key}": value for key, value in keys.items()}
+  keys |= {"num_steps": 4, "steps_per_call": 1, "checkpoint_every": 0, "sample_every": 0}
+  config = importlib.import_module("configs.gan").get_config("test")
+  config.update_from_flattened_dict({**keys, "metrics": (), "num_devices": 1})
+  third = importlib.import_module(f"gm.data.{source}").load(config.data, "train").batch(2, 8)
+  broken = int(third["image"].flat[0]) // 8
+
+  def process(*more):
+    flags = [f"--config.{key}={value}" for key, value in keys.items()]
+    flags += ["--config.metrics=()", "--config.num_devices=1", f"--workdir={workdir}", *more]
+    return subprocess.run(
+      [sys.executable, "main.py", "--config=configs/gan.py:test", *flags],
+      cwd=ROOT,
+      env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+
+  write_images(source, tmp_path / "set", broken)
+  done = process()
+  (line,) = done.stderr.splitlines()
+  name = f"example {broken} of train in toy/1.0.0" if source == "tfds" else f"/{broken}.png"
+  assert done.returncode == 2 and f"{name}: not readable as an image" in line, line
+  assert line.endswith("remove it or fix it")
+  assert [p.name for p in (workdir / "checkpoints/00-train").glob("[0-9]*")] == ["2"]
+  before = (workdir / "config.json").read_bytes()
+
+  top = write_images(source, tmp_path / "set")
+  monkeypatch.setattr(curves, "draw", lambda records: None)
+  with pytest.raises(errors.UserError, match=r"have changed .*go on with .* by --changed_data"):
+    loop.train(config, str(workdir))
+  assert (workdir / "config.json").read_bytes() == before
+  if source == "tfds":
+    loop.train(config, str(workdir), changed_data=True)
+  else:
+    done = process("--changed_data")
+    assert done.returncode == 0 and "resumed at step 2" in done.stdout, done
+    assert "note: the data have changed (listing: " in done.stdout
+  data = json.loads((workdir / "config.json").read_text())["data"]
+  (change,) = data["changes"]
+  assert change.startswith(
+    "step 2 of train: " + ("bytes" if source == "tfds" else "listing") + ": "
+  )
+  assert f"changed at {change}" in data["origin"].replace("\n", " ")
+  assert "changed at step 2 of train" in (workdir / "report.html").read_text()
+  loop.train(config, str(workdir))  # nothing has changed since then
+  if source == "folder":
+    (top / f"{broken}.png").unlink()
+    with pytest.raises(errors.UserError, match=r"files\.train: .* now; listing.*--changed_data"):
+      loop.train(config, str(workdir))
+    loop.train(config, str(workdir), changed_data=True)
+    data = json.loads((workdir / "config.json").read_text())["data"]
+    assert data["changes"][0] == change
+    assert data["changes"][1].startswith("step 4 of train: files.train")

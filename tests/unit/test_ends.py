@@ -210,6 +210,30 @@ def test_a_signal_ends_what_can_be_done_again(case, whole, tmp_path, monkeypatch
   assert (tmp_path / "eval.json").exists()
 
 
+def test_the_best_stays_though_it_was_measured_after_a_signal_or_before_a_new_start(
+  tmp_path, monkeypatch
+):
+  """Of steps 1, 2, ... 6 the second is the best, and its evaluation is broken off by a signal."""
+  config = config_of(eval_every=1, checkpoint_every=1, keep_checkpoints=1, best_metric="-mse")
+  score = {1: 3.0, 2: 1.0}
+  found = lambda self, state: {"mse": score.get(int(state.step), 2.0)}
+  monkeypatch.setattr(evaluation.Evaluator, "evaluate", found)
+  folder = tmp_path / "checkpoints/00-train"
+  kept = lambda: sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  with monkeypatch.context() as patch:
+    during(patch, evaluation.Evaluator, "evaluate", 2)
+    with pytest.raises(Stopped):
+      loop.train(config, str(tmp_path))
+  assert kept() == [1, 2]  # nothing is known of the second yet
+  with monkeypatch.context() as patch:
+    during(patch, evaluation.Evaluator, "write_samples", 4)
+    with pytest.raises(Stopped):
+      loop.train(config, str(tmp_path))
+  assert kept() == [2, 4]
+  loop.train(config, str(tmp_path))
+  assert kept() == [2, 6]
+
+
 def test_a_signal_that_came_before_is_heard_before_the_work_begins():
   with Interrupt() as interrupt:
     interrupt.holds = True

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import shutil
 import sys
 import types
@@ -14,7 +15,7 @@ import pytest
 from conftest import OPTIMISED
 
 from gm import core, errors, feed, job, loop, steps
-from gm.workdir import checkpoint, quirks, record
+from gm.workdir import checkpoint, quirks, record, saver
 
 
 def config_of(**changes):
@@ -43,19 +44,25 @@ def damage(folder):
 
 def saved(folder, steps, **options):
   manager = checkpoint.open_manager(folder, **options)
-  for step, metrics in steps:
-    checkpoint.save(manager, state_at(step), metrics)
+  for step in steps:
+    checkpoint.save(manager, state_at(step))
   manager.wait_until_finished()
   return manager
 
 
 def test_the_last_few_checkpoints_and_the_best_stay(tmp_path):
-  scores = [(1, 5.0), (2, 1.0), (3, 4.0), (4, 3.0), (5, 2.0)]
+  scores = {1: 5.0, 2: 1.0, 3: math.nan, 4: 3.0, 5: 2.0}
   for best, kept in (("-score", [2, 4, 5]), ("+score", [1, 4, 5]), ("", [4, 5])):
-    steps = [(s, {"score": v} if best else None) for s, v in scores]
-    manager = saved(tmp_path / f"x{best}", steps, keep=2, best=best)
-    assert sorted(manager.all_steps()) == kept, best
-    manager.close()
+    config = config_of(keep_checkpoints=2, best_metric=best, eval_every=1)
+    folder = tmp_path / f"x{best}"
+    saving = saver.Saver(folder, config, -1)
+    for step, score in scores.items():
+      saving.rate(step, {"score": score, "other": 0.0})
+      saving.save(state_at(step))
+    saving.close()
+    assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == kept, best
+  with pytest.raises(errors.UserError, match=r"--config.best_metric=-score .*: other"):
+    saver.Saver(tmp_path, config_of(best_metric="-score"), -1).rate(1, {"other": 0.0})
 
 
 def tree_of(folder):
@@ -63,7 +70,7 @@ def tree_of(folder):
 
 
 def test_damaged_checkpoints_are_skipped_and_go_when_training_saves(tmp_path, caplog, capfd):
-  saved(tmp_path, [(1, None), (2, None), (3, None)]).close()
+  saved(tmp_path, [1, 2, 3]).close()
   damage(tmp_path / "3")
   (tmp_path / "4.orbax-checkpoint-tmp").mkdir()  # of a run that is still going
   before = tree_of(tmp_path)
@@ -77,9 +84,9 @@ def test_damaged_checkpoints_are_skipped_and_go_when_training_saves(tmp_path, ca
   state = restored(tmp_path, resume=True)
   np.testing.assert_array_equal(state.params["g"], np.arange(1000.0) * 2)
   assert tree_of(tmp_path) == before
-  saver = checkpoint.Saver(tmp_path, config_of(), 2)
-  saver.save(state_at(3), None)
-  saver.close()
+  saving = saver.Saver(tmp_path, config_of(), 2)
+  saving.save(state_at(3))
+  saving.close()
   assert int(restored(tmp_path, resume=True).step) == 3
 
 
@@ -107,7 +114,7 @@ ODD = {  # reasons for which a file cannot be read, and whether that is for good
 @pytest.mark.parametrize("kind", ODD)
 def test_what_cannot_be_read_now_is_no_reason_to_go_on_without(kind, tmp_path, monkeypatch):
   """Training says so and stops, unless it is for good; reading modes take the one before."""
-  saved(tmp_path, [(1, None), (2, None)]).close()
+  saved(tmp_path, [1, 2]).close()
   error, lasting = ODD[kind]
   whole = ocp.CheckpointManager.restore
 
@@ -131,14 +138,14 @@ def test_what_cannot_be_read_now_is_no_reason_to_go_on_without(kind, tmp_path, m
 def test_a_folder_may_have_any_name(tmp_path, caplog):
   """Orbax looks for its files by a glob."""
   folder = tmp_path / "a[b] *?%20"
-  saved(folder, [(1, None), (2, None)]).close()
+  saved(folder, [1, 2]).close()
   assert int(restored(folder, resume=True).step) == 2
   damage(folder / "2")
   assert int(restored(folder).step) == 1 and f"checkpoint {folder}/2 skipped" in caplog.text
 
 
 def test_a_copy_under_a_larger_number_is_not_the_newest(tmp_path, caplog):
-  saved(tmp_path, [(1, None), (2, None)]).close()
+  saved(tmp_path, [1, 2]).close()
   shutil.copytree(tmp_path / "1", tmp_path / "100")
   before = tree_of(tmp_path)
   assert int(restored(tmp_path).step) == 2
@@ -152,7 +159,7 @@ def test_errors_that_come_too_late_are_not_told(tmp_path, monkeypatch):
   """Of orbax' reads that were under way when another failed; those of others are."""
   told = []
   monkeypatch.setattr(sys, "unraisablehook", told.append)
-  saved(tmp_path, [(1, None)]).close()
+  saved(tmp_path, [1]).close()
   for path in tmp_path.rglob("ocdbt.process_0/d/*"):
     path.write_bytes(b"")
   with pytest.raises(ValueError, match="none of the checkpoints"):
@@ -166,7 +173,7 @@ def test_errors_that_come_too_late_are_not_told(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_structure_is_one_of_another_config(tmp_path):
-  saved(tmp_path, [(1, None)]).close()
+  saved(tmp_path, [1]).close()
   before = tree_of(tmp_path)
   wide = like().replace(params={"g": jax.ShapeDtypeStruct((7,), jnp.float32)})
   more = like().replace(params={**like().params, "d": like().params["g"]})
@@ -210,7 +217,7 @@ def test_a_run_is_read_by_its_own_config_and_left_as_it_is(tmp_path):
 
 
 def test_nothing_readable_is_an_error_and_nothing_there_is_none(tmp_path):
-  manager = saved(tmp_path / "a", [(1, None)])
+  manager = saved(tmp_path / "a", [1])
   damage(tmp_path / "a/1")
   with pytest.raises(ValueError, match=r"none of the checkpoints \[1\].*--workdir"):
     checkpoint.restore(manager, like())
