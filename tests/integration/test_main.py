@@ -523,21 +523,6 @@ def test_a_partner_that_does_not_start_is_not_waited_for_for_ever():
   assert err.count("\n") == 1 and "waiting up to 6 s for process 0 of this job at 127" in out
 
 
-def test_a_partner_that_is_killed_ends_the_other(tmp_path):
-  """Process 0, with which jax's own service goes: it would abort, with pages of its own."""
-  env = dict(zip(JOB, (f"127.0.0.1:{free_port()}", "2")))
-  flags = ("--config.num_steps=1000000", "--config.log_every=1", "--config.sample_every=0")
-  cmd = command(f"--workdir={tmp_path}", "--distributed", *flags, "--config.model.g_norm=none")
-  jobs = [start(cmd, JAX_PROCESS_ID=str(i), **env) for i in range(2)]
-  while "steps/s" not in (line := jobs[0].stdout.readline()):
-    assert line, jobs[0].communicate()
-  jobs[0].kill()
-  _, err = jobs[1].communicate(timeout=100)
-  assert jobs[1].returncode == 1 and err.count("\n") == 1, err
-  assert err.startswith("error: another process of this job has ended"), err
-  jobs[0].communicate()
-
-
 def free_port():
   import socket
 
@@ -546,14 +531,16 @@ def free_port():
     return probe.getsockname()[1]
 
 
-def test_two_processes_of_one_job_do_what_one_does(tmp_path):
-  """Two processes with one device each, on this machine, against one process with two devices."""
+# without what would make the order of rows matter
+TOGETHER = (*SHORT, "--config.model.g_norm=none", "--config.model.d_dropout=(0.0, 0.0)")
+
+
+def start_two(workdir, *flags):
+  """Two processes with one device each, on this machine."""
   address = f"127.0.0.1:{free_port()}"
-  flags = (*SHORT, "--config.model.g_norm=none", "--config.num_steps=10")
-  flags = (*flags, "--config.model.d_dropout=(0.0, 0.0)")  # then the order of rows is no matter
-  jobs = [
+  return [
     start(
-      command(f"--workdir={tmp_path}/two", "--distributed", *flags),
+      command(f"--workdir={workdir}", "--distributed", *TOGETHER, *flags),
       JAX_COORDINATOR_ADDRESS=address,
       JAX_NUM_PROCESSES="2",
       JAX_PROCESS_ID=str(i),
@@ -561,15 +548,50 @@ def test_two_processes_of_one_job_do_what_one_does(tmp_path):
     )
     for i in range(2)
   ]
-  for job in jobs:
-    out, err = job.communicate(timeout=300)
-    assert job.returncode == 0, out + err
-  status, out, err = run(f"--workdir={tmp_path}/one", "--config.cpu_devices=2", *flags)
+
+
+def end_of(jobs):
+  """Waits for all; returns what process 0 said."""
+  said = [job.communicate(timeout=300) for job in jobs]
+  assert [job.returncode for job in jobs] == [0, 0], said
+  return said[0][0]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+  """An uninterrupted run of two processes."""
+  workdir = tmp_path_factory.mktemp("together") / "two"
+  end_of(start_two(workdir))
+  return workdir
+
+
+def test_two_processes_of_one_job_do_what_one_does(two, tmp_path):
+  """Two processes with one device each, against one process with two devices."""
+  flags = (*TOGETHER, "--config.cpu_devices=2", "--config.num_steps=10")
+  status, out, err = run(f"--workdir={tmp_path}", *flags)
   assert status == 0, out + err
-  read = lambda name: [
-    json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-  ]
-  (two,), (one,) = read("two"), read("one")
-  for key in ("loss_d", "loss_g", "gradnorm_d", "gradnorm_g"):
-    np.testing.assert_allclose(two[key], one[key], rtol=1e-3, err_msg=key)
-  assert (tmp_path / "two/report.html").exists()
+  first = lambda workdir: json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
+  for key in ("step", "loss_d", "loss_g", "gradnorm_d", "gradnorm_g"):
+    np.testing.assert_allclose(first(two)[key], first(tmp_path)[key], rtol=1e-3, err_msg=key)
+  assert (two / "report.html").exists()
+
+
+def test_two_processes_that_were_killed_and_resumed_are_bit_identical(two, tmp_path):
+  """Process 0 after a save, with which jax's own service goes: the other would abort by itself,
+  with pages of its own."""
+  flags = ("--config.checkpoint_every=1", "--config.sample_every=0", "--config.keep_checkpoints=99")
+  jobs = start_two(tmp_path, *flags)
+  while not list(tmp_path.glob("checkpoints/00-train/[0-9]*[0-9]")):
+    assert jobs[0].poll() is None, jobs[0].communicate()
+    time.sleep(0.002)
+  jobs[0].kill()
+  _, err = jobs[1].communicate(timeout=100)
+  assert jobs[1].returncode == 1 and err.count("\n") == 1, err
+  assert err.startswith("error: another process of this job has ended"), err
+  jobs[0].communicate()
+  steps = [int(p.name) for p in tmp_path.glob("checkpoints/00-train/[0-9]*[0-9]")]
+  assert max(steps) < 40
+  out = end_of(start_two(tmp_path))
+  assert re.search(r"resumed at step \d+", out), out
+  for a, b in zip(arrays(two), arrays(tmp_path), strict=True):
+    np.testing.assert_array_equal(a, b)
