@@ -6,6 +6,7 @@ Keys of `model` are checked by the method that reads them, those of a set by its
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import math
 import os
@@ -130,6 +131,12 @@ def metric(name: Any) -> None:
 
 def functions(file: pathlib.Path) -> list[ast.FunctionDef]:
   """The functions that a file defines at its top, read without importing it."""
+  return _functions(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _functions(file: pathlib.Path, changed: int) -> list[ast.FunctionDef]:
+  del changed  # a file that is edited is read again
   tree = ast.parse(file.read_text(encoding="utf-8"))
   return [node for node in tree.body if isinstance(node, ast.FunctionDef)]
 

@@ -96,7 +96,7 @@ def within(
     if not whole:
       x = float(np.float32(x)) if abs(x) <= _LARGEST else math.nan
     return (
-      math.isfinite(x)
+      (whole or math.isfinite(x))
       and (least is None or x >= least)
       and (above is None or x > above)
       and (most is None or x <= most)

@@ -2,21 +2,25 @@
 
 import functools
 import importlib
+import io
 import math
 
 import jax
+import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from test_data_images import encoded, write_set
 
 from gm import checks, core, errors, flags, inspection, job, sharding
+from gm.data import points, sets
 from gm.nn import conv
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
 
 WRONG = {  # of any key with a value of this type
-  int: (-2, 2**32, 10**12),
-  float: (math.nan, math.inf, -math.inf, 1e39),
+  int: (-2, 2**32, 10**12, 10**400),
+  float: (math.nan, math.inf, -math.inf, 1e39, 1e308, -1e308),
   str: ("nosuch",),
   tuple: ((-1,), (10**12,), ("nosuch",), ("",), (None,), (math.nan,), ((1, 2), 3), (True,)),
 }
@@ -59,30 +63,29 @@ def refusal(config, key):
   return None
 
 
+def free_of(config):
+  on_disk = config.data.source in ("folder", "tfds")
+  return FREE | ({"data.name"} if on_disk else set())
+
+
 def refuses_all(config, keys):
   for key, value in keys.items():
-    if key not in FREE:
-      for wrong in WRONG.get(kind(value), ()):
-        assert refusal(changed(config, {key: wrong}), key), f"{key}={wrong!r} is taken"
+    for wrong in WRONG.get(kind(value), ()):
+      assert refusal(changed(config, {key: wrong}), key), f"{key}={wrong!r} is taken"
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_nonsense_is_refused_before_anything_is_traced(name):
-  config = config_of(name)
-  for section in ("", "data", "model"):
-    refuses_all(config, keys_of(config, section))
-
-
-def test_nonsense_for_a_point_set_is_refused():
-  known, seen = set(config_of("vae").data), set()
-  for name in METHODS:
-    for variant in importlib.import_module(f"configs.{name}").VARIANTS:
-      config = config_of(name, variant)
-      own = {k: v for k, v in keys_of(config, "data").items() if k[5:] not in known}
-      new = {k: v for k, v in own.items() if (config.data.name, k) not in seen}
-      seen |= {(config.data.name, k) for k in new}
-      refuses_all(config, new)
-  assert {("ring", "data.num_modes"), ("table", "data.probs"), ("correlated", "data.cov")} <= seen
+  """In every variant; an edge such as 0 is refused by its flag too, or taken."""
+  for variant in importlib.import_module(f"configs.{name}").VARIANTS:
+    config = config_of(name, variant)
+    for section in ("", "data", "model"):
+      keys = {k: v for k, v in keys_of(config, section).items() if k not in free_of(config)}
+      refuses_all(config, keys)
+      for key, value in keys.items():
+        for edge in EDGE[kind(value)]:
+          if edge != value:
+            refusal(changed(config, {key: edge}), key)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -92,7 +95,7 @@ def test_an_edge_is_refused_or_works(name):
   for key, value in {**keys_of(config, ""), **keys_of(config, "model")}.items():
     for edge in EDGE[kind(value)]:
       new = changed(config, {key: edge})
-      if edge == value or key in FREE or refusal(new, key):
+      if edge == value or key in free_of(config) or refusal(new, key):
         continue
       assert edge in ((), "") or edge >= 0 or key in MINUS_ONE, f"{key}={edge} is taken"
       if key.startswith("model.") and isinstance(edge, int | tuple):  # others change no shape
@@ -342,16 +345,30 @@ class Watched(dict):
 
 @pytest.mark.parametrize(
   ("source", "name"),
-  [("embedded", "mnist10k"), ("installed", "digits"), ("folder", "mine")]
-  + [("points", name) for name in ("ring", "grid", "gaussian1d", "moons", "spiral", "checkerboard")]
-  + [("points", name) for name in ("quadratic", "table", "correlated")],
+  [("embedded", "mnist10k"), ("installed", "digits"), ("shapes", "shapes"), ("folder", "mine")]
+  + [("points", name) for name in points.NAMES]
+  + [("tfds", "toy"), ("prepared", "mnist"), ("prepared", "avatars_10")],
 )
-def test_a_source_says_what_it_reads(source, name, tmp_path):
+def test_a_source_says_what_it_reads(source, name, tmp_path, monkeypatch):
   given = Watched({"source": source, "name": name})
+  if source in ("folder", "tfds"):
+    given |= {"image_size": 4, "channels": 1, "num_classes": 0}
+  if source in ("folder", "tfds", "prepared"):
+    given["dir"] = str(tmp_path)
+  file = lambda: io.BytesIO(encoded(Image.new("L", (4, 4))))
   if source == "folder":
-    given |= {"dir": str(tmp_path), "image_size": 4, "channels": 1, "num_classes": 0}
     for i in range(12):
-      Image.new("L", (4, 4)).save(tmp_path / f"{i}.png")
+      (tmp_path / f"{i}.png").write_bytes(file().read())
+  if source == "tfds":
+    given |= {"image_key": "photo", "num_classes": 2}
+    rows = lambda: [{"photo": file(), "label": 0} for _ in range(2)]
+    write_set(tmp_path, {"train": rows(), "test": rows()})
+  if name == "mnist":  # drawn here in place of fetched
+    row = {"image": np.zeros((28, 28, 1), np.uint8), "label": 0}
+    drawn = {"package": "", "extract": lambda wheel: {"train": [row] * 2, "test": [row]}}
+    small = sets.SETS["mnist"]._replace(**drawn, num_examples={"train": 2, "test": 1})
+    monkeypatch.setitem(sets.SETS, "mnist", small)
+  given.seen.clear()
   module = importlib.import_module(f"gm.data.{source}")
   module.info(given)
   module.load(given, "train").batch(0, 2)
