@@ -1,6 +1,8 @@
 """Two virtual CPU devices and one compilation cache for all tests; no GPU, no network."""
 
+import functools
 import gc
+import importlib
 import json
 import os
 import pathlib
@@ -68,17 +70,21 @@ class Kept:
   """Compiled programs by name, as `programs.Shelf` keeps them, in memory and for one config.
 
   So they are compiled once for many tests, without LLVM's optimisations: where bits are compared,
-  both sides are of the same program.
+  both sides are of the same program. Other seeds of a config have the same programs.
+
+  Args:
+    options: of the compiler, for steps.
   """
 
-  def __init__(self):
-    self.programs, self.values = {}, {}
+  def __init__(self, **options):
+    self.programs, self.values, self.options = {}, {}, options
 
   def find(self, name, like):
     return self.programs.get(name)
 
   def make(self, name, function, args, **how):
     options = {**how.pop("compiler_options", {}), "xla_backend_optimization_level": 0}
+    options |= self.options if name.endswith("steps") else {}
     lowered = jax.jit(function, **how).lower(*args)
     self.programs[name] = lowered.compile(compiler_options=options)
     return self.programs[name]
@@ -90,14 +96,33 @@ class Kept:
     self.values[name] = value
 
 
-def train(config, workdir):
+@functools.cache
+def on_paper(name, variant):
+  """The job of a variant, for its shapes: it is not to be run, see `inspection.describe`."""
+  from gm import job
+  from gm.nn import conv
+
+  config = importlib.import_module(f"configs.{name}").get_config(variant)
+  with conv.form("plain"):  # traced sooner
+    return job.prepare(config, on_paper=True)
+
+
+@functools.cache
+def described(name, variant):
+  """What `--mode=inspect` says of each stage of a variant, found once for all tests of a method."""
+  from gm import inspection
+
+  return inspection.describe(on_paper(name, variant))["stages"]
+
+
+def train(config, workdir, kept=None):
   """Trains with steps that are optimised as outside of tests; returns the last metrics."""
   from gm import loop, steps
 
   options = steps.step_options()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(steps, "step_options", lambda: {**options, **OPTIMISED})
-    loop.train(config, str(workdir))
+    loop.train(config, str(workdir), kept)
   return json.loads((pathlib.Path(workdir) / "eval.json").read_text())["metrics"]
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import described, train
 
-from gm import core, errors, inspection, job, optim
+from gm import core, errors, job, optim
 from gm.metrics import digits
 from gm.nets import mlp
 from gm.probability import spokes
@@ -102,7 +102,7 @@ def game():
   ],
 )
 def test_paper_has_the_published_sizes(variant, encoder, decoder, discriminators):
-  stage = inspection.describe(job.prepare(config_of(variant)))["stages"][-1]
+  stage = described("aae", variant)[-1]
   found = stage["params"]
   assert sum(found.get(n, 0) for n in ("enc", "z_head", "y_head")) == encoder
   assert found["dec"] == decoder

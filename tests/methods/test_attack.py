@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import OPTIMISED, train
+from conftest import OPTIMISED, described, train
 from PIL import Image
 
 from gm import attacks, core, errors, inspection, job, loop, sampling
@@ -54,9 +54,9 @@ def first_states(**changes):
 
 
 def test_paper_has_the_published_classifier():
-  facts = inspection.describe(job.prepare(config_of("paper")))
-  assert [s["name"] for s in facts["stages"]] == ALL
-  assert facts["stages"][0]["params"] == {"c": 3_274_634}
+  stages = described("attack", "paper")
+  assert [s["name"] for s in stages] == ALL
+  assert stages[0]["params"] == {"c": 3_274_634}
 
 
 def test_the_game_says_how_far_it_goes():

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPTIMISED, train
+from conftest import OPTIMISED, described, train
 
-from gm import core, inspection, job
+from gm import core, job
 from gm.core import Info
 from gm.data import installed
 from gm.metrics import reconstruction
@@ -88,7 +88,7 @@ def test_linear_reaches_the_floor_and_a_curved_one_goes_below(digits):
 
 def test_sizes():
   for variant, enc, dec in (("paper", 1_418_280, 1_419_034), ("small", 533_762, 534_544)):
-    (stage,) = inspection.describe(job.prepare(config_of(variant)))["stages"]
+    (stage,) = described("autoencoder", variant)
     assert stage["params"] == {"enc": enc, "dec": dec}
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import described, train
 
 from gm import errors, inspection, job
 from gm.methods import beta_vae
@@ -168,7 +168,7 @@ def test_factor_judges_codes_as_they_come_and_exchanged_between_examples(monkeyp
 
 def test_paper_has_the_published_networks():
   """Of the table: four convolutions and two layers, two layers and four transposed convolutions."""
-  (stage,) = inspection.describe(job.prepare(config_of("paper")))["stages"]
+  (stage,) = described("beta_vae", "paper")
   conv = lambda kernel, a, b: kernel**2 * a * b + b
   enc = conv(4, 1, 32) + conv(4, 32, 32) + conv(2, 32, 64) + conv(2, 64, 64)
   enc += 1024 * 256 + 256 + 256 * 20 + 20

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import on_paper, train
 
 from gm import core, errors, evaluation, job, losses, optim, regularizers
 from gm.methods import biggan
@@ -54,7 +54,7 @@ def step_of():
 )
 def test_paper_has_the_published_sizes(variant, g, d):
   config = config_of(variant)
-  made = job.prepare(config)
+  made = on_paper("biggan", variant)
   assert config.data.test_split == ("test" if variant == "cifar10" else "validation")
   params = made.templates[0].params
   assert {n: core.count(p) for n, p in params.items()} == {"g": g, "d": d}
@@ -77,7 +77,7 @@ def test_what_is_normalised():
     ("test", "block0/norm0/scale", "embed/embedding"),
     ("test_tables", "block0/conv0/kernel", "block0/norm0/scale"),
   ):
-    made = job.prepare(config_of(variant))
+    made = on_paper("biggan", variant)
     of = {n: made.templates[0].stats[n]["spectral"]["u"] for n in ("g", "d")}
     assert inside in of["g"] and outside not in of["g"] and "last/kernel" in of["g"]
     assert "head/embed/embedding" in of["d"]
@@ -172,7 +172,7 @@ def test_k_averages_of_a_constant():
 def test_two_steps_of_d_for_one_of_g():
   _, _, _, _, (after, _) = first()
   assert int(after.opt["d"][0].count) == 2 and int(after.opt["g"][0].count) == 1
-  assert job.prepare(config_of("paper")).sizes == [2 * 2048]
+  assert on_paper("biggan", "paper").sizes == [2 * 2048]
 
 
 def test_d_gradient_accumulated_is_that_of_one_batch():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPTIMISED, train
+from conftest import OPTIMISED, described, train
 from flax import linen as nn
 
 from gm import core, errors, evaluation, inspection, job, losses
@@ -55,7 +55,7 @@ def play(variant="test", num_steps=1, **changes):
   [("paper", 2_413_984, 1_224_351), ("small", 1_511_412, 538_725), ("port", 1_511_412, 538_725)],
 )
 def test_published_sizes(variant, g, d):
-  (stage,) = inspection.describe(job.prepare(config_of(variant)))["stages"]
+  (stage,) = described("cgan", variant)
   assert stage["params"] == {"g": g, "d": d}
   assert stage["outputs"]["image"][1:] == [28, 28, 1]
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, Kept
+from conftest import ROOT, Kept, described
 from jax.experimental.key_reuse._core import check_key_reuse
 from jax.interpreters import partial_eval as pe
 
-from gm import augment, core, evaluation, feed, inspection, job, loop, steps
+from gm import augment, core, evaluation, feed, job, loop, steps
 from gm.interrupt import Interrupt
 from gm.workdir import checkpoint
 
@@ -99,10 +99,8 @@ def test_config(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_variant_builds(name):
-  module = importlib.import_module(f"configs.{name}")
-  for variant in module.VARIANTS:
-    facts = inspection.run(module.get_config(variant))
-    for stage in facts["stages"]:
+  for variant in importlib.import_module(f"configs.{name}").VARIANTS:
+    for stage in described(name, variant):
       assert stage["outputs"] and all(n > 0 for n in stage["params"].values()), variant
 
 

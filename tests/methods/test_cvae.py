@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import described, train
 from scipy.special import logsumexp
 
-from gm import inspection, job, sampling
+from gm import job, sampling
 from gm.methods import cvae
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -143,7 +143,7 @@ def test_importance_weights_are_of_the_learned_prior():
 
 
 def test_paper_has_its_sizes():
-  (stage,) = inspection.describe(job.prepare(config_of("paper")))["stages"]
+  (stage,) = described("cvae", "paper")
   assert stage["params"]["enc"] == 794 * 200 + 200 + 40_200 + 2 * 10_050
   assert stage["params"]["dec"] == 60 * 200 + 200 + 40_200 + 157_584
   assert stage["params"]["prior"] == 10 * 100 + 100 + 101 * 100

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import train
+from conftest import described, train
 
-from gm import core, errors, inspection, job, losses, optim
+from gm import core, errors, job, losses, optim
 from gm.core import Info
 from gm.metrics import probe
 from gm.nets import dcgan, mlp
@@ -33,7 +33,7 @@ def first_state(variant="test", n=8, **changes):
 
 
 def test_paper_has_the_published_sizes():
-  (stage,) = inspection.describe(job.prepare(config_of("paper")))["stages"]
+  (stage,) = described("dcgan", "paper")
   assert stage["params"] == {"g": 3_576_704, "d": 2_765_568}
   assert stage["outputs"] == {"image": [128, 64, 64, 3]}
 

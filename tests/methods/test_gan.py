@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import OPTIMISED, train
+from conftest import OPTIMISED, Kept, described, train
 
-from gm import core, diagnostics, errors, inspection, job, losses, optim
+from gm import core, diagnostics, errors, job, losses, optim
 from gm.methods import gan
 from gm.metrics import coverage
 from gm.nets import mlp
@@ -31,7 +31,7 @@ PASSES = [("test", {}, {"g": 1})]  # of G in its own step; see test_promises.py
 
 
 def test_paper_has_the_published_sizes():
-  (stage,) = inspection.describe(job.prepare(config_of("paper")))["stages"]
+  (stage,) = described("gan", "paper")
   assert stage["params"] == {"g": 2_503_984, "d": 1_231_441}
 
 
@@ -385,7 +385,8 @@ def healthy(found: dict) -> bool:
 
 
 def test_ring_is_covered_on_two_of_three_seeds(tmp_path):
-  found = [train(config_of("ring", seed=s, **RING), tmp_path / str(s)) for s in range(3)]
+  kept = Kept(**OPTIMISED)
+  found = [train(config_of("ring", seed=s, **RING), tmp_path / str(s), kept) for s in range(3)]
   assert sum(map(healthy, found)) >= 2, found
 
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPTIMISED, train
+from conftest import OPTIMISED, described, on_paper, train
 from flax import linen as nn
 
-from gm import core, errors, inspection, job, losses, optim
+from gm import core, errors, job, losses, optim
 from gm.methods import infogan
 from gm.metrics import codes
 from gm.nets import infogan as infogan_nets
@@ -82,8 +82,8 @@ def moving(tree):
 
 
 def test_paper_has_the_published_sizes():
-  made = job.prepare(config_of("paper"))
-  (facts,) = inspection.describe(made)["stages"]
+  made = on_paper("infogan", "paper")
+  (facts,) = described("infogan", "paper")
   assert facts["params"] == {"g": 6_652_481, "trunk": 6_558_144, "d": 1_025, "q": 133_262}
   params = made.templates[0].params
   assert params["g"]["Dense_0"]["kernel"].shape == (74, 1024)

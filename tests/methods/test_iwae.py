@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import described, train
 from scipy.special import logsumexp
 
-from gm import errors, inspection, job
+from gm import errors, job
 from gm.methods import iwae
 
 
@@ -248,7 +248,7 @@ def test_samples_are_drawn_from_the_top_down():
 
 def test_paper_has_the_published_sizes():
   for variant, num in (("paper", 425_284), ("paper_two_layers", 521_084)):
-    (stage,) = inspection.describe(job.prepare(config_of(variant)))["stages"]
+    (stage,) = described("iwae", variant)
     assert sum(stage["params"].values()) == num
     assert stage["num_steps"] == 3280 * 3000
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import described, train
 
-from gm import errors, inspection, job
+from gm import errors, job
 from gm.probability import hierarchy
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -184,7 +184,7 @@ def test_samples_come_from_the_top_down():
 
 def test_paper_has_five_layers_of_the_published_sizes():
   config = config_of("paper")
-  (stage,) = inspection.describe(job.prepare(config))["stages"]
+  (stage,) = described("ladder_vae", "paper")
   m, enc, dec, below = config.model, 0, 0, 784
   full = lambda a, b: a * b + b
   for i, (z, w) in enumerate(zip(m.z_dims, m.widths)):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import OPTIMISED, train
+from conftest import OPTIMISED, described, train
 from flax import linen as nn
 
 from gm import core, errors, evaluation, inspection, job, losses, optim
@@ -58,7 +58,7 @@ def play(variant="test", num_steps=1, **changes):
   ],
 )
 def test_published_sizes(variant, g, d, image):
-  (stage,) = inspection.describe(job.prepare(config_of(variant)))["stages"]
+  (stage,) = described("lsgan", variant)
   assert stage["params"] == {"g": g, "d": d}
   assert stage["outputs"]["image"][1:] == image
 

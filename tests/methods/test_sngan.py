@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import on_paper, train
 
 from gm import core, errors, evaluation, job, losses, optim
 from gm.methods import sngan
@@ -55,7 +55,7 @@ def first():
 )
 def test_paper_has_the_published_sizes(variant, g, d):
   config = config_of(variant)
-  made = job.prepare(config)
+  made = on_paper("sngan", variant)
   assert {n: core.count(p) for n, p in made.templates[0].params.items()} == {"g": g, "d": d}
   batch = core.batch_shapes(made.infos[0], 2)
   image = jax.eval_shape(made.stages[0].sample, made.templates[0], batch, KEY)
@@ -65,7 +65,7 @@ def test_paper_has_the_published_sizes(variant, g, d):
 
 
 def test_projection_adds_a_vector_for_each_class():
-  made = job.prepare(config_of("projection"))
+  made = on_paper("sngan", "projection")
   assert core.count(made.templates[0].params["d"]) == 1_053_824 + 1_280
   head = made.templates[0].params["d"]["net"]["head"]
   assert head["embed"]["embedding"].shape == (10, 128) and set(head["dense"]) == {"kernel"}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import on_paper, train
 
 from gm import core, errors, evaluation, job, losses, optim, regularizers
 from gm.methods import stylegan2 as method
@@ -26,17 +26,13 @@ def normal(seed, *shape):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def counts(variant, **changes):
-  (state,) = job.prepare(config_of(variant, **changes)).templates
-  return tuple(core.count(state.params[n]) for n in ("g", "d"))
-
-
 def test_published_sizes():
-  assert counts("paper") == (30_370_060, 29_012_513)
-  assert counts("paper256") == (30_034_338, 28_864_129)
-  assert counts("ada256") == (24_767_458, 24_001_089)
+  counts = lambda made: tuple(core.count(made.templates[0].params[n]) for n in ("g", "d"))
+  assert counts(on_paper("stylegan2", "paper")) == (30_370_060, 29_012_513)
+  assert counts(on_paper("stylegan2", "paper256")) == (30_034_338, 28_864_129)
+  assert counts(on_paper("stylegan2", "ada256")) == (24_767_458, 24_001_089)
   digits = {"data.image_size": 32, "model.base": 1024, "model.most": 64}
-  assert counts("small", **digits) == (271_851, 288_929)
+  assert counts(job.prepare(config_of("small", **digits))) == (271_851, 288_929)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import described, train
 
-from gm import core, errors, feed, inspection, job, optim, steps
+from gm import core, errors, feed, job, optim, steps
 from gm.data import installed
 from gm.nets import mlp
 from gm.probability import likelihood, linear_gaussian
@@ -123,7 +123,7 @@ def test_importance_weighted_bound_rises_to_the_likelihood(float64):
 
 
 def test_paper_has_the_published_sizes():
-  (stage,) = inspection.describe(job.prepare(config_of("paper")))["stages"]
+  (stage,) = described("vae", "paper")
   assert sum(stage["params"].values()) == 425_284
   assert stage["num_steps"] == 3280 * 3000
 

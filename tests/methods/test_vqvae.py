@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import on_paper, train
 
 from gm import core, errors, evaluation, job, loop
 from gm.nets import transformer
@@ -61,7 +61,7 @@ def conv(i, o, size):
   [("paper", 256, 256, 256, 10), ("notebook", 64, 128, 32, 64)],
 )
 def test_sizes(variant, w0, w1, block, dim):
-  made = job.prepare(config_of(variant), on_paper=True)
+  made = on_paper("vqvae", variant)
   tokenizer, prior = ({n: core.count(p) for n, p in t.params.items()} for t in made.templates)
   blocks = 2 * (conv(w1, block, 3) + conv(block, w1, 1))
   enc = conv(3, w0, 4) + conv(w0, w1, 4) + conv(w1, w1, 3) + blocks + conv(w1, dim, 1)

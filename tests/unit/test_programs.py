@@ -1,5 +1,6 @@
 """Programs on disk: found again, never where they would be wrong, never in the way."""
 
+import functools
 import importlib
 import itertools
 import os
@@ -9,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from test_ends import stages as quick_stages
 
 from gm import job, loop, programs, sharding
 from gm.methods import gan
@@ -25,6 +27,12 @@ def folder(tmp_path, monkeypatch):
   """An empty shelf for each test."""
   monkeypatch.setattr(programs, "folder", lambda: tmp_path / "programs")
   return tmp_path / "programs"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """A method that is compiled in no time."""
+  monkeypatch.setattr(gan, "stages", quick_stages)
 
 
 @pytest.fixture
@@ -155,7 +163,8 @@ def test_the_digest_knows_what_a_program_depends_on(tmp_path, monkeypatch):
   assert len(set(found)) == len(found)
 
 
-def test_a_damaged_program_is_made_again(run, folder, caplog):
+def test_a_damaged_program_is_made_again(quick, run, folder, caplog):
+  run = functools.partial(run, checkpoint_every=2)
   first, _ = run()
   paths = sorted(folder.iterdir())
   names = [p.name.partition("-")[2] for p in paths]
