@@ -115,13 +115,20 @@ def described(name, variant):
   return inspection.describe(on_paper(name, variant))["stages"]
 
 
-def train(config, workdir, kept=None):
-  """Trains with steps that are optimised as outside of tests; returns the last metrics."""
-  from gm import loop, steps
+def train(config, workdir, kept=None, *, draw=True):
+  """Trains with steps that are optimised as outside of tests; returns the last metrics.
+
+  Without curves, and without pictures unless asked to `draw`: they take as long as many steps.
+  """
+  from gm import evaluation, loop, steps
+  from gm.workdir import curves
 
   options = steps.step_options()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(steps, "step_options", lambda: {**options, **OPTIMISED})
+    patch.setattr(curves, "draw", lambda records: None)
+    for what in () if draw else ("write_samples", "write_extra"):
+      patch.setattr(evaluation.Evaluator, what, lambda *_: None)
     loop.train(config, str(workdir), kept)
   return json.loads((pathlib.Path(workdir) / "eval.json").read_text())["metrics"]
 

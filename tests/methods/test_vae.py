@@ -381,7 +381,7 @@ def test_linear_variant_reaches_the_exact_optimum(monkeypatch, num_latents, opti
 
 def test_short_training_lowers_the_bound_and_a_wrong_sign_does_not(tmp_path, monkeypatch):
   quick = {"num_steps": 1_000, "log_every": 500, "sample_every": 0, "checkpoint_every": 0}
-  quick |= {"model.eval_k": 50}
+  quick |= {"model.eval_k": 10}  # a looser bound than of more
   found = train(config_of("small", **quick), tmp_path / "ok")
   learned = lambda found: found["nll"] < 125 and found["rate"] > 5
   assert learned(found), found
@@ -389,7 +389,7 @@ def test_short_training_lowers_the_bound_and_a_wrong_sign_does_not(tmp_path, mon
   monkeypatch.setattr(
     likelihood, "kl_gaussian", lambda *a, **k: true(*a, **k) / 784
   )  # a mean for a sum
-  assert not learned(train(config_of("small", **quick), tmp_path / "mean"))
+  assert not learned(train(config_of("small", **quick), tmp_path / "mean", draw=False))
 
 
 @pytest.mark.learning

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, blindfold
 from ml_collections import ConfigDict
 from PIL import Image
 from test_data_images import write_set
@@ -187,6 +187,7 @@ def test_a_damaged_image_is_mended_or_removed_and_training_goes_on(source, tmp_p
   )
   assert f"changed at {change}" in data["origin"].replace("\n", " ")
   assert "changed at step 2 of train" in (workdir / "report.html").read_text()
+  blindfold(monkeypatch)
   loop.train(config, str(workdir))  # nothing has changed since then
   if source == "folder":
     (top / f"{broken}.png").unlink()
