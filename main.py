@@ -55,6 +55,9 @@ _WALK = flags.DEFINE_string(
 _INPUT = flags.DEFINE_list(
   "input", None, "With --mode=sample: files of images that samples are made of, each."
 )
+_COMPLETE = flags.DEFINE_list(
+  "complete", None, "With --mode=sample: files of images whose lower half is made anew, each."
+)
 _TARGET = flags.DEFINE_string(
   "target", None, "With --mode=sample: number or name of the class that samples shall become."
 )
@@ -86,6 +89,7 @@ OF_MODE = {  # the flags that one mode alone understands
     "seeds",
     "labels",
     "input",
+    "complete",
     "target",
     "truncation",
     "format",
@@ -97,7 +101,8 @@ OF_MODE = {  # the flags that one mode alone understands
   "inspect": ["json", "layers"],
 }
 APART = (  # of each the first rules the others out
-  ("walk", "seeds", "num_samples", "format", "input", "target"),
+  ("walk", "seeds", "num_samples", "format", "input", "complete", "target"),
+  ("complete", "input", "target"),
   ("seeds", "num_samples"),
 )
 
@@ -194,7 +199,8 @@ def request(sampling: ModuleType) -> NamedTuple:
   elif _SEEDS.value is not None:
     seeds, frames = asked.parse_seeds(_SEEDS.value), 0
   else:  # of an image of the user's own one sample, if no more are asked for
-    one = _INPUT.value is not None and not FLAGS["num_samples"].present
+    given = _INPUT.value if _COMPLETE.value is None else _COMPLETE.value
+    one = given is not None and not FLAGS["num_samples"].present
     seeds, frames = range(1 if one else _NUM_SAMPLES.value), 0
   return sampling.Request(
     seeds,
@@ -206,6 +212,7 @@ def request(sampling: ModuleType) -> NamedTuple:
     _OVERWRITE.value,
     _INPUT.value,
     _TARGET.value,
+    _COMPLETE.value,
   )
 
 

@@ -85,6 +85,9 @@ WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players
   "transformer": Workload(
     "vqvae:small", "models_torch_vqvae:Prior", {"batch_size": 32, **_PRIOR}, stage=1
   ),
+  "vqgan": Workload(
+    "vqgan:small", "models_torch_vqgan:VQGAN", {"batch_size": 32, "model.disc_start": 0}
+  ),
 }
 FORMS = ("eager", "tuned", "compiled")  # of PyTorch, as in models_torch.py
 

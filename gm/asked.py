@@ -118,12 +118,15 @@ def label_numbers(
   return list(dict.fromkeys(found))
 
 
-def read_images(paths: Sequence[str], shape: tuple[int, int, int]) -> np.ndarray:
+def read_images(
+  paths: Sequence[str], shape: tuple[int, int, int], flag: str = "--input"
+) -> np.ndarray:
   """Reads images of the user's own as a data set's: upright, the largest centred part, resized.
 
   Args:
     paths: of files.
     shape: H, W and C of the images that a method knows.
+    flag: that they were given by.
 
   Returns:
     f32 [N, H, W, C] in [-1, 1].
@@ -133,14 +136,14 @@ def read_images(paths: Sequence[str], shape: tuple[int, int, int]) -> np.ndarray
   """
   paths = [paths] if isinstance(paths, str) else list(paths)
   if not paths:
-    raise UserError("--input names no file: give paths of images, or leave it out")
+    raise UserError(f"{flag} names no file: give paths of images, or leave it out")
   if shape[2] not in (1, 3):
-    raise UserError(f"--input: images of {shape[2]} channels come from no file: leave it out")
+    raise UserError(f"{flag}: images of {shape[2]} channels come from no file: leave it out")
   try:
     with user_input():
       found = [images.read(path, *shape) for path in paths]
   except UserError as error:
-    raise UserError(f"--input: {error}") from error
+    raise UserError(f"{flag}: {error}") from error
   return np.stack(found).astype(np.float32) / 127.5 - 1
 
 

@@ -95,6 +95,9 @@ class Stage(NamedTuple):
   generate: Callable | None = None  # (state, z, batch) -> Batch
   straight: bool = False  # latents of a law on a box: walks are straight lines, else on a sphere
   ready: Callable | None = None  # state -> state: what many samples share, worked out once
+  furnish: Callable | None = None  # state -> state, on the host, after init: published weights
+  # (state, batch, key) -> Batch: images whose lower half is made anew, to go with the upper one
+  complete: Callable | None = None
 
 
 def batch_shapes(

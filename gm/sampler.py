@@ -2,6 +2,7 @@
 
 What is given beside a label is an example: of the data's test split, or images of the user's own;
 and a target, the class that a sample shall become, as `target` of the batch that `sample` reads.
+Images of the user's own can also be finished, by `complete` of a stage in place of `sample`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Sampler:
     state: core.State,
     classes: Sequence[str] = (),
     inputs: Sequence[str] | None = None,
+    complete: Sequence[str] | None = None,
   ):
     """Takes a state.
 
@@ -49,29 +51,39 @@ class Sampler:
       state: of that stage.
       classes: the names of the labels; others than the labels are left aside.
       inputs: files of images that samples are made of, each; None: examples of the data.
+      complete: files of images that are finished, each, in place of samples.
 
     Raises:
-      UserError: if an input cannot be read, or samples are not made of images.
+      UserError: if a file cannot be read, samples are not made of images, or none are finished.
     """
     self.job, self.index, self.state = job, index, state
     self.stage, self.info = job.stages[index], job.infos[index]
+    if complete is not None and self.stage.complete is None:
+      raise UserError(
+        f"--complete: stage {self.stage.name} of this {job.config.method} finishes no images: leave"
+        " it out"
+      )
+    self._make, flag = self.stage.sample, "--input"
+    if complete is not None:
+      self._make, inputs, flag = self.stage.complete, complete, "--complete"
     known = len(classes) == self.info.num_classes
     self.classes = list(classes if known else map(str, range(self.info.num_classes)))
     size = sum(math.prod(shape) for shape in self.info.shape.values())
     self.chunk = int(np.clip(2 ** int(math.log2(2**22 / size)), 4, CHUNK))
     shapes = core.batch_shapes(self.info, job.sizes[index])
     key = jax.eval_shape(lambda: jax.random.key(0))
-    paths, made = inspection.depends(self.stage.sample, job.templates[index], shapes, key)
+    paths, made = inspection.depends(self._make, job.templates[index], shapes, key)
     found = {name: {n for n in shapes if f"[1]['{n}']" in read} for name, read in paths.items()}
     self.images = {name for name, x in made.items() if x.ndim == 4}
     self.data = sorted((set(found) & set(self.info.shape)) - {"label"} or set(found))
     self.conditional = any("label" in found[name] for name in self.data)
-    self.walks = self.stage.latent is not None
+    self.walks = self.stage.latent is not None and complete is None
+    self._own = inputs is not None and complete is None  # labels of the inputs: they have none
     self._source, self.inputs = None, None
     kept = [n for n in found if found[n] <= {"label"} and not n.startswith("data_")]
     needs = set().union(*(found[name] for name in self.data)) - {"label"}
     if inputs is not None:
-      self.inputs, kept = self._read(inputs, needs), list(found)
+      self.inputs, kept = self._read(inputs, needs, flag), list(found)
     elif needs:  # then examples are the condition
       self._source, kept = load(job, index, "test", shuffle=False, whole=True), list(found)
 
@@ -187,16 +199,16 @@ class Sampler:
     told = {} if y is None else {"label": y}
     return told if target is None else {**told, "target": np.full(len(seeds), target, np.int32)}
 
-  def _read(self, inputs: Sequence[str], needs: set[str]) -> np.ndarray:
+  def _read(self, inputs: Sequence[str], needs: set[str], flag: str) -> np.ndarray:
     if needs != {"image"}:
       of = f"of {', '.join(sorted(needs))}" if needs else "of no image"
       raise UserError(
-        f"--input: samples of this {self.job.config.method} are made {of}: leave it out"
+        f"{flag}: samples of this {self.job.config.method} are made {of}: leave it out"
       )
-    return asked.read_images(inputs, self.info.shape["image"])
+    return asked.read_images(inputs, self.info.shape["image"], flag)
 
   def _labels(self, seeds: np.ndarray, label: int | None) -> np.ndarray | None:
-    known = self._source is not None or self.inputs is not None  # an example has its own
+    known = self._source is not None or self._own  # an example has its own
     if "label" not in self.info.shape or (label is None and known):
       return None
     every = np.full(len(seeds), label) if label is not None else seeds % self.info.num_classes
@@ -220,7 +232,7 @@ class Sampler:
   def _samples(self, state, batch, seeds):
     batch, seeds = self._share((batch, seeds))
     if not self.walks:
-      return self._each(lambda row, key: self.stage.sample(state, row, key), batch, seeds)
+      return self._each(lambda row, key: self._make(state, row, key), batch, seeds)
     return self.stage.generate(state, self._each(self.stage.latent, batch, seeds), batch)
 
   def _way(self, state, batch, start, end, t):

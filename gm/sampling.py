@@ -40,6 +40,7 @@ def open_run(
   config: ConfigDict | None = None,
   truncation: float | None = None,
   inputs: Sequence[str] | None = None,
+  complete: Sequence[str] | None = None,
 ) -> Sampler:
   """Returns a sampler of the newest state of a workdir.
 
@@ -48,9 +49,10 @@ def open_run(
     config: None to take it from the workdir.
     truncation: None for the config's own.
     inputs: files of images that samples are made of, in place of the data's.
+    complete: files of images that are finished, in place of samples.
 
   Raises:
-    UserError: if there is no run, or the method has no truncation or takes no images.
+    UserError: if there is no run, or the method has no truncation, takes or finishes no images.
   """
   workdir = continuing.absolute(workdir)
   with user_input():
@@ -68,7 +70,7 @@ def open_run(
       raise
     raise UserError(str(error).replace(f"--config.model.{name}=", "--truncation=")) from error
   classes = (facts.get("data") or {}).get("classes") or ()
-  return Sampler(job, index, state, classes, inputs)
+  return Sampler(job, index, state, classes, inputs, complete)
 
 
 def draw(
@@ -79,6 +81,7 @@ def draw(
   truncation: float | None = None,
   inputs: Sequence[str] | None = None,
   target: str | int | None = None,
+  complete: Sequence[str] | None = None,
   config: ConfigDict | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns samples of a run, {name: [N, ...]}; images in [-1, 1]. See `Sampler.stream`.
@@ -87,7 +90,7 @@ def draw(
   `open_run(workdir).stream(seeds)`.
   """
   seeds = asked.check_seeds(seeds)
-  sampler = open_run(workdir, config, truncation, inputs)
+  sampler = open_run(workdir, config, truncation, inputs, complete)
   labels = sampler.numbers(labels)
   checks.held(len(seeds) * len(labels or [0]), 2 * sampler.bytes)  # in parts, and joined
   parts = list(sampler.stream(seeds, labels, sampler.target(target)))
@@ -106,6 +109,7 @@ class Request(NamedTuple):
   overwrite: bool = False  # else a file that is there is an error, before anything is drawn
   inputs: Sequence[str] | None = None  # files of images: all seeds and labels for each
   target: str | int | None = None  # the class that samples shall become
+  complete: Sequence[str] | None = None  # files of images whose lower half is made anew
 
 
 def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]:
@@ -114,7 +118,7 @@ def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]
   Raises UserError for what the run cannot give, or a file that is there already.
   """
   request = request._replace(seeds=asked.check_seeds(request.seeds))
-  sampler = open_run(workdir, config, request.truncation, request.inputs)
+  sampler = open_run(workdir, config, request.truncation, request.inputs, request.complete)
   labels = sampler.numbers(request.labels)
   request = request._replace(target=sampler.target(request.target))
   stem = f"{sampler.stage.name}_{int(sampler.state.step):08d}"
@@ -127,10 +131,12 @@ def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]
 
 def _write_samples(sampler, request, labels, place) -> list[Path]:
   seeds, form = asked.distinct(request.seeds), request.form
-  inputs = asked.image_names(request.inputs) if request.inputs else [""]
+  given = request.inputs or request.complete
+  inputs = asked.image_names(given) if given else [""]
   total, images = len(seeds) * len(labels) * len(inputs), set(sampler.data) <= sampler.images
   name = f"seeds{drawn.spell(seeds)}" + (f"_labels{drawn.spell(labels)}" if request.labels else "")
   to = "" if request.target is None else f"_target{request.target}"
+  to += "_complete" if request.complete else ""
   name += (f"_{inputs[0]}" if len(inputs) == 1 else f"_{len(inputs)}inputs").rstrip("_") + to
   fewer = "give fewer --seeds, --num_samples or --labels"
   if form == "files":

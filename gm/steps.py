@@ -31,7 +31,11 @@ def initialise(
   source: core.Source,
   shelf: programs.Shelf | None = None,
 ) -> core.State:
-  """Returns the first state of a stage, made where it will live; `shelf` as in `make_call`."""
+  """Returns the first state of a stage, made where it will live; `shelf` as in `make_call`.
+
+  Raises:
+    UserError: if weights that it begins with cannot be had.
+  """
   rows = sharding.put(source.batch(0, job.sizes[index]), sharding.batched(job.mesh))
   args = (job.keys[index]["init"], rows, jax.tree.leaves(prev))
   program = shelf.find(programs.init_name(index), args) if shelf else None
@@ -49,7 +53,13 @@ def initialise(
     how = {"out_shardings": shards_of(job, index), "compiler_options": options}
     made = shelf and shelf.make(programs.init_name(index), init, args, **how)
     program = made or jax.jit(init, **how)
-  return jax.tree.unflatten(jax.tree.structure(job.templates[index]), program(*args))
+  state = jax.tree.unflatten(jax.tree.structure(job.templates[index]), program(*args))
+  furnish = job.stages[index].furnish
+  if furnish is None:
+    return state
+  with user_input():  # they may have to be fetched
+    furnished = furnish(state)
+  return jax.device_put(furnished, jax.tree.map(lambda like: like.sharding, job.templates[index]))
 
 
 def zero_totals(job: Job, index: int, names: Iterable[str] = ()) -> Totals:

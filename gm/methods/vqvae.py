@@ -25,27 +25,24 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from gm import core, flags, optim, pictures
-from gm.nets import transformer, vqvae
+from gm import prior as second
+from gm.nets import vqvae
 from gm.nn import quantize
 from gm.probability import likelihood
 
 
-def _check(m, info: core.Info, data) -> None:
-  steps = {"least": 0, "most": flags.MOST_STEPS}
+def _check(config, info: core.Info) -> None:
+  m, steps = config.model, {"least": 0, "most": flags.MOST_STEPS}
   flags.within(m, "num_codes", least=2)
   flags.within(m, "code_dim", "block_width", "widths", least=1)
   flags.within(m, "num_blocks", least=0)
   flags.within(m, "beta", least=0.0)
   flags.within(m, "decay", least=0.0, below=1.0)
-  flags.within(m, "tokenizer_steps", "restart_every", "prior_warmup", **steps)
-  flags.within(m, "restart_below", "prior_decay", "temperature", least=0.0)
-  flags.within(m, "std", "prior_lr", above=0.0)
-  flags.within(m, "prior_layers", "prior_heads", "prior_width", least=1)
-  flags.within(m, "top_k", least=0)
-  flags.within(m, "top_p", above=0.0, most=1.0)
+  flags.within(m, "tokenizer_steps", "restart_every", **steps)
+  flags.within(m, "restart_below", least=0.0)
+  flags.within(m, "std", above=0.0)
   flags.choice(m, "likelihood", ("bernoulli", "gaussian"))
   flags.choice(m, "codebook", ("ema", "gradient"))
   flags.choice(m, "code_init", tuple(quantize.STARTS))
@@ -54,13 +51,7 @@ def _check(m, info: core.Info, data) -> None:
       "codes that an optimizer moves are not restarted: set --config.model.restart_every=0, or"
       " --config.model.codebook=ema"
     )
-  if m.prior_width % m.prior_heads:
-    raise ValueError(
-      f"--config.model.prior_heads={m.prior_heads} do not divide --config.model.prior_width="
-      f"{m.prior_width}"
-    )
-  if m.conditional and not (info.num_classes and "label" in info.shape):
-    raise ValueError(flags.unlabelled("--config.model.conditional=True", data))
+  second.check(config, info)
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
@@ -72,26 +63,15 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """
   m, dtype = config.model, config.compute_dtype
   shape = info.shape[flags.leaf(info, "image")]
-  _check(m, info, config.data)
+  _check(config, info)
   height, width = vqvae.grid(shape, len(m.widths))
   length, num_pixels = height * width, math.prod(shape)
   bernoulli, learned = m.likelihood == "bernoulli", m.codebook == "gradient"
   nets = {"widths": m.widths, "num_blocks": m.num_blocks, "block_width": m.block_width}
   enc = vqvae.Encoder(m.code_dim, **nets, dtype=dtype)
   dec = vqvae.Decoder(shape[2], **nets, dtype=dtype)
-  prior = transformer.Transformer(
-    m.num_codes + (info.num_classes if m.conditional else 1),  # what comes first is no code
-    length,
-    m.prior_layers,
-    m.prior_heads,
-    m.prior_width,
-    outputs=m.num_codes,
-    dtype=dtype,
-  )
   players = ["enc", "dec", *(["book"] if learned else [])]
   tx = optim.adam(config.lr)
-  rate = optim.warmup(optim.cosine(m.prior_lr, config.num_steps), m.prior_warmup)
-  tx_prior = optim.adamw(rate, b2=0.95, weight_decay=m.prior_decay, mask=transformer.decayed)
   averages = {"decay": m.decay, "threshold": m.restart_below}
 
   # ------------------------------------------------------------------------- images and their codes
@@ -120,14 +100,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def tokens_of(state, x):  # -> i32 [B, L], row by row
     return quantize.nearest(encode(state.params, x), codes_of(state)).reshape(-1, length)
 
+  def read(state, batch, key):
+    return tokens_of(state, observe(batch, key))
+
   def render(state, tokens):  # -> the decoder's output
     return decode(state.params, codes_of(state)[tokens.reshape(-1, height, width)])
 
   def picture(state, tokens):  # in [-1, 1]
     return 2 * unit(render(state, tokens)) - 1
-
-  def latent(batch, key):  # a uniform number for each code
-    return jax.random.uniform(key, (len(batch["image"]), length))
 
   def measured(state, batch, key):
     """-log p(x|z_q) and squared error as means over the batch, and the codes."""
@@ -144,6 +124,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def conclude(found, key):
     counts = jnp.bincount(found["code"].ravel(), length=m.num_codes)
     return {"perplexity": quantize.perplexity(counts), "usage": jnp.mean(counts > 0)}
+
+  coder = second.Codes((height, width), m.num_codes, read, picture, measured)
 
   # -------------------------------------------------------------------------------------- tokenizer
 
@@ -193,12 +175,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       state = state.replace(extra={"book": book})
     return state.replace(step=state.step + 1), found
 
-  def render_evenly(state, u, batch):  # by the prior that the loss of the tokenizer assumes
-    tokens = jnp.minimum((u * m.num_codes).astype(jnp.int32), m.num_codes - 1)
-    return {"image": picture(state, tokens)}
+  def generate(state, u, batch):  # by the prior that the loss of the tokenizer assumes
+    return {"image": second.evenly(coder)(state, u)}
 
   def sample(state, batch, key):
-    return render_evenly(state, latent(batch, key), batch)
+    return generate(state, second.latent(coder)(batch, key), batch)
 
   def evaluate(state, batch, key):
     found, _ = measured(state, batch, key)
@@ -211,86 +192,20 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   # ------------------------------------------------------------------------------------------ prior
 
-  def first(batch):  # the token before all codes, i32 [B, 1]
-    told = batch["label"] if m.conditional else jnp.zeros(len(batch["image"]), jnp.int32)
-    return m.num_codes + told[:, None]
-
-  def log_prior(p, start, tokens):  # log p(k), [B]
-    logits = prior.apply({"params": p["prior"]}, jnp.concatenate([start, tokens[:, :-1]], axis=1))
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens).sum(1)
-
-  def draw(state, start, u):  # -> tokens, as many as there are numbers
-    how = {"temperature": m.temperature, "top_k": m.top_k, "top_p": m.top_p}
-    return transformer.sample(prior, state.params["prior"], start, u, **how)
-
-  def init_prior(key, batch, prev):
-    params = {**prev.params, "prior": core.build(prior, key, first(batch)[:2])[0]}
-    return core.State(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt={"prior": core.init_slot(tx_prior, params, ["prior"])},
-      extra=prev.extra,
-    )
-
-  def step_prior(state, batch, key):
-    tokens = tokens_of(state, observe(batch, key))
-
-    def loss(p, b):
-      return -log_prior(p, b["first"], b["tokens"]).mean() / length, ({}, {})
-
-    state, found = core.minimize(
-      state,
-      tx_prior,
-      loss,
-      ["prior"],
-      {"first": first(batch), "tokens": tokens},
-      accumulate=config.accumulate,
-    )
-    return state.replace(step=state.step + 1), found
-
-  def generate(state, u, batch):
-    label = {"label": batch["label"]} if m.conditional else {}
-    return {"image": picture(state, draw(state, first(batch), u)), **label}
-
-  def sample_prior(state, batch, key):
-    return generate(state, latent(batch, key), batch)
+  prior = second.stage(config, info, coder, frozen=players, conclude=conclude)
 
   def evaluate_prior(state, batch, key):
-    found, tokens = measured(state, batch, key)
-    rate = -log_prior(state.params, first(batch), tokens).mean()
-    return {
-      **found,
-      "rate": rate,
-      "nats_per_code": rate / length,
-      "elbo": -found["distortion"] - rate,
-      "elbo_uniform": -found["distortion"] - length * math.log(m.num_codes),
-    }
+    found = prior.evaluate(state, batch, key)
+    bounds = {"elbo": found["rate"], "elbo_uniform": length * math.log(m.num_codes)}
+    return found | {name: -found["distortion"] - rate for name, rate in bounds.items()}
 
-  def show_prior(state, batch, key):
-    """Images of which the upper half is given, beside how they went on."""
-    k = core.keys(key, "pixels", "rest")
-    some = {name: x[:32] for name, x in batch.items()}
-    tokens = tokens_of(state, observe(some, k.pixels))
-    given = tokens[:, : height // 2 * width]
-    u = jax.random.uniform(k.rest, (len(tokens), length - given.shape[1]))
-    rest = draw(state, jnp.concatenate([first(some), given], axis=1), u)
-    whole = picture(state, jnp.concatenate([given, rest], axis=1))
-    return {"completion": pictures.pairs(picture(state, tokens), whole)}
-
-  common = {"conclude": conclude, "latent": latent, "straight": True}
-  return [
-    core.Stage(
-      "tokenizer",
-      m.tokenizer_steps,
-      *(init, step, sample, evaluate, show),
-      generate=render_evenly,
-      **common,
-    ),
-    core.Stage(
-      "prior",
-      config.num_steps,
-      *(init_prior, step_prior, sample_prior, evaluate_prior, show_prior),
-      generate=generate,
-      **common,
-    ),
-  ]
+  tokenizer = core.Stage(
+    "tokenizer",
+    m.tokenizer_steps,
+    *(init, step, sample, evaluate, show),
+    latent=second.latent(coder),
+    generate=generate,
+    straight=True,
+    conclude=conclude,
+  )
+  return [tokenizer, prior._replace(evaluate=evaluate_prior)]

@@ -26,8 +26,8 @@ from flax import traverse_util
 from gm.core import Info
 from gm.metrics import coverage, frechet
 from gm.nets.classifier import DigitClassifier
+from gm.weights import digits as weights
 
-WEIGHTS = pathlib.Path(__file__).parent.parent / "weights" / "digit_classifier.npz"
 NUM_CLASSES = 10
 NUM_FEATURES = 128
 SIDE = 28
@@ -140,16 +140,7 @@ def to_digits(images: jax.Array) -> jax.Array:
   return jax.image.resize(x, (len(x), SIDE, SIDE, 1), "linear")
 
 
-def load_weights(path: pathlib.Path = WEIGHTS) -> tuple[dict, dict]:
-  """Returns (variables in float32, record of their training: accuracy, steps, data, seed)."""
-  with np.load(path, allow_pickle=False) as file:
-    arrays = {name: file[name] for name in file.files}
-  record = json.loads(str(arrays.pop("record")))
-  arrays = {name: a.astype(np.float32) for name, a in arrays.items()}
-  return traverse_util.unflatten_dict(arrays, sep="/"), record
-
-
-def export(workdir: str, path: pathlib.Path = WEIGHTS) -> dict:
+def export(workdir: str, path: pathlib.Path = weights.FILE) -> dict:
   """Writes the averaged weights of a finished run of `classifier`, in float16.
 
   Args:
@@ -190,7 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m gm.metrics.digits")
   command = parser.add_subparsers(required=True).add_parser("export", help="writes the weights")
   command.add_argument("--workdir", required=True, help="a finished run of configs/classifier.py")
-  command.add_argument("--to", type=pathlib.Path, default=WEIGHTS, help=f"default: {WEIGHTS.name}")
+  command.add_argument(
+    "--to", type=pathlib.Path, default=weights.FILE, help=f"default: {weights.FILE.name}"
+  )
   args = parser.parse_args(argv)
   try:
     print(json.dumps(export(args.workdir, args.to)))
@@ -208,7 +201,7 @@ def _network() -> tuple[dict, Callable]:
     logits, features = net.apply(variables, to_digits(images))
     return jax.nn.softmax(logits), features
 
-  return jax.device_put(load_weights()[0]), jax.jit(run)
+  return jax.device_put(weights.load()[0]), jax.jit(run)
 
 
 def _counts(digits: np.ndarray) -> np.ndarray:

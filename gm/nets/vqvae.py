@@ -20,8 +20,8 @@ from flax import linen as nn
 from gm.nn import conv
 
 
-def grid(image: Sequence[int], num_halvings: int) -> tuple[int, int]:
-  """Returns the sides of the map of an image (H, W, ...).
+def grid(image: Sequence[int], num_halvings: int, key: str = "widths") -> tuple[int, int]:
+  """Returns the sides of the map of an image (H, W, ...); `key` of config.model says how many.
 
   Raises:
     ValueError: if they do not halve so often.
@@ -33,7 +33,7 @@ def grid(image: Sequence[int], num_halvings: int) -> tuple[int, int]:
   if any(n % factor for n in image[:2]):
     raise ValueError(
       f"images of {image[0]}x{image[1]} pixels do not halve {num_halvings} times: set"
-      f" --config.data.image_size to multiples of {factor}, or give --config.model.widths fewer"
+      f" --config.data.image_size to multiples of {factor}, or give --config.model.{key} fewer"
     )
   return image[0] // factor, image[1] // factor
 

@@ -232,6 +232,7 @@ MISTYPED = {  # flags -> what the one line says; none of them waits for jax
   ("--workdir=x", "--mode=sample", "--frames=3"): "--frames belongs to --walk",
   ("--config=configs/gan.py", "--workdir=x", "--target=3"): "--target belongs to --mode=sample",
   ("--workdir=x", "--mode=sample", "--walk=1,2", "--input=a.png"): "--walk and --input exclude",
+  ("--workdir=x", "--mode=sample", "--complete=b.png", "--input=a.png"): "--complete and --input",
   **{
     ("--config=configs/gan.py", "--workdir=x", flag): said
     for flag, said in {

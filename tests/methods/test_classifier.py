@@ -11,6 +11,7 @@ from gm.data import embedded
 from gm.methods import classifier
 from gm.metrics import digits
 from gm.nets.classifier import DigitClassifier
+from gm.weights import digits as weights
 
 
 def build(**model):
@@ -144,7 +145,7 @@ def test_exported_weights_are_the_averages_and_the_record_is_true(tmp_path, caps
   loop.train(config, str(workdir))
   assert digits.main(["export", f"--workdir={workdir}", f"--to={file}"]) == 0
   capsys.readouterr()
-  variables, record = digits.load_weights(file)
+  variables, record = weights.load(file)
   state = job.restore(job.prepare(config), str(workdir), 0)
   for a, b in zip(
     jax.tree.leaves(variables["params"]), jax.tree.leaves(state.ema["c"]), strict=True

@@ -165,8 +165,9 @@ def test_keys_are_used_once(name):
     state, batch, key = done.states[i][0], done.batches[i], done.job.keys[i]["step"]
     prev = done.states[i - 1][-1] if i else None
     check_key_reuse(stage.init, key, batch, prev)
-    for function in (stage.step, stage.sample, stage.evaluate):
-      check_key_reuse(function, state, batch, key)
+    for function in (stage.step, stage.sample, stage.evaluate, stage.complete):
+      if function is not None:
+        check_key_reuse(function, state, batch, key)
     tiles = jax.tree.map(lambda x: jnp.resize(x, (evaluation.NUM_TILES, *x.shape[1:])), batch)
     check_key_reuse(stage.show, state, tiles, key)
 

@@ -179,6 +179,8 @@ def test_every_draw_has_a_key_of_its_own(name):
         calls["init"] = (key, batch, made.templates[i - 1] if i else None)
         calls["sample"] = calls["evaluate"] = (state, batch, key)
         calls["show"] = (state, tiles, key)
+        if stage.complete is not None:
+          calls["complete"] = (state, batch, key)
         found = jax.eval_shape(stage.evaluate, state, batch, jax.random.key(0))
         arrays = {k: x for k, x in found.items() if x.ndim}
         if arrays:

@@ -312,6 +312,9 @@ def test_what_takes_no_input_or_target_says_so(files, tmp_path):
       with_inputs(name, files)
     with pytest.raises(errors.UserError, match=f"--target: this {name} is told no target"):
       sampler(name).target("3")
+    run = made(name)
+    with pytest.raises(errors.UserError, match=f"--complete: .* {name} finishes no images"):
+      sampling.Sampler(run, 0, sampler(name).state, complete=files)
   with pytest.raises(errors.UserError, match=r"--target: this classifier is told no target"):
     sampler("classifier").target(3)
   with pytest.raises(errors.UserError, match=r"^--target: there is no label '10'.* 0 to 9"):

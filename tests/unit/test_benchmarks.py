@@ -86,6 +86,7 @@ BATCH = {
   "stylegan2": 16,
   "vqvae": 32,
   "transformer": 32,
+  "vqgan": 32,
 }
 SIZE = {
   "dcgan32": 32,

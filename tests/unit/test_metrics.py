@@ -10,6 +10,7 @@ import pytest
 from gm.core import Info
 from gm.data import embedded, points
 from gm.metrics import coverage, digits, frechet, fresh
+from gm.weights import digits as weights
 
 RNG = functools.partial(np.random.default_rng, 0)
 
@@ -311,10 +312,10 @@ INFO = embedded.info({"name": "mnist10k"})
 
 
 def test_the_shipped_weights():
-  variables, record = digits.load_weights()
+  variables, record = weights.load()
   assert record["test_accuracy"] >= 0.99 and record["num_test"] == 10_000
   assert record["data"] == "prepared:mnist"
-  assert digits.WEIGHTS.stat().st_size < 1e6
+  assert weights.FILE.stat().st_size < 1e6
   assert set(variables) >= {"params"}
   _, features = digits.classify(np.zeros((1, 28, 28, 1)))
   assert features.shape == (1, digits.NUM_FEATURES)
@@ -338,7 +339,7 @@ def test_the_classifier_is_right_on_the_test_images():
   probs, _ = digits.classify(np.asarray(data["image"]))
   accuracy = (probs.argmax(1) == np.asarray(data["label"])).mean()
   assert accuracy >= 0.99
-  assert accuracy == pytest.approx(digits.load_weights()[1]["test_accuracy"], abs=2e-4)
+  assert accuracy == pytest.approx(weights.load()[1]["test_accuracy"], abs=2e-4)
 
 
 def test_batches_and_padding_do_not_change_the_answer(monkeypatch):
@@ -456,6 +457,6 @@ def test_export_refuses_what_is_no_run_of_the_classifier(tmp_path, monkeypatch, 
 
 
 def test_the_record_is_plain_json():
-  with np.load(digits.WEIGHTS, allow_pickle=False) as file:
+  with np.load(weights.FILE, allow_pickle=False) as file:
     assert json.loads(str(file["record"]))["seed"] == 0
     assert all(file[name].dtype == np.float16 for name in file.files if name != "record")

@@ -9,6 +9,7 @@ from jax.test_util import check_grads
 from gm.nn import norm
 
 AXES = {"batch": (0, 1, 2), "instance": (1, 2), "layer": (1, 2, 3)}
+AXES["group"] = AXES["layer"]  # where there is one
 
 
 def data(*shape, seed=0):
@@ -71,6 +72,29 @@ def test_group_gradient_is_that_of_the_parts():
   loss = lambda x, g: jnp.sum(jnp.sin(norm.normalize(x, one, one, kind="batch", groups=g)[0]))
   parts = [jax.grad(loss)(p, 1) for p in (x[:3], x[3:])]
   np.testing.assert_allclose(jax.grad(loss)(x, 2), jnp.concatenate(parts), atol=1e-5)
+
+
+def test_groups_of_channels_are_separate_layers():
+  x, scale, bias = data(3, 4, 2, 6), data(6, seed=1), data(6, seed=2)
+  y, _, _ = norm.normalize(jnp.array(x), scale, bias, kind="group", groups=2)
+  want = [reference(p, scale[s], bias[s], (1, 2, 3)) for p, s in halves(x)]
+  np.testing.assert_allclose(y, np.concatenate(want, -1), atol=2e-5)
+  loss = lambda x, g, kind="group": jnp.sum(
+    jnp.sin(
+      norm.normalize(x, jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1]), kind=kind, groups=g)[0]
+    )
+  )
+  parts = [jax.grad(loss)(jnp.array(p), 1, "layer") for p, _ in halves(x)]
+  np.testing.assert_allclose(jax.grad(loss)(jnp.array(x), 2), jnp.concatenate(parts, -1), atol=1e-5)
+  layer = norm.GroupNorm(groups=2, eps=1e-5)
+  variables = {"params": {"scale": jnp.array(scale), "bias": jnp.array(bias)}}
+  np.testing.assert_allclose(layer.apply(variables, x), np.concatenate(want, -1), atol=2e-5)
+  with pytest.raises(ValueError, match="6 channels do not split into 4 groups"):
+    norm.normalize(jnp.array(x), scale, bias, kind="group", groups=4)
+
+
+def halves(x):
+  return [(x[..., s], s) for s in (slice(3), slice(3, 6))]
 
 
 def test_running_averages_are_torchs():
@@ -171,7 +195,7 @@ def test_rows():
 
 
 def test_names():
-  assert set(norm.LAYERS) == set(norm.KINDS)
+  assert set(norm.LAYERS) == set(norm.KINDS) - {"group"}  # which has to be told how many
   assert norm.layer("none", scale_init=None, dtype=None)("x", True) == "x"
   with pytest.raises(ValueError, match="none, batch, instance, layer"):
     norm.layer("group", scale_init=None, dtype=None)
