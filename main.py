@@ -58,6 +58,10 @@ _INPUT = flags.DEFINE_list(
 _TARGET = flags.DEFINE_string(
   "target", None, "With --mode=sample: number or name of the class that samples shall become."
 )
+_PROMPT = flags.DEFINE_multi_string(
+  "prompt", None, "With --mode=sample: a text that samples are made for; may be given again."
+)
+_PROMPTS = flags.DEFINE_string("prompts", None, "With --mode=sample: a file with a text a line.")
 _FRAMES = flags.DEFINE_integer("frames", 60, "With --walk: frames of the film.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "With --mode=sample: folder; DIR/samples if not given.")
 _OVERWRITE = flags.DEFINE_bool(
@@ -81,6 +85,8 @@ OF_MODE = {  # the flags that one mode alone understands
     "labels",
     "input",
     "target",
+    "prompt",
+    "prompts",
     "truncation",
     "format",
     "walk",
@@ -93,6 +99,7 @@ OF_MODE = {  # the flags that one mode alone understands
 APART = (  # of each the first rules the others out
   ("walk", "seeds", "num_samples", "format", "input", "target"),
   ("seeds", "num_samples"),
+  ("prompt", "prompts"),
 )
 
 
@@ -200,6 +207,7 @@ def request(sampling: ModuleType) -> NamedTuple:
     _OVERWRITE.value,
     _INPUT.value,
     _TARGET.value,
+    _PROMPT.value if _PROMPTS.value is None else asked.read_prompts(_PROMPTS.value),
   )
 
 

@@ -179,6 +179,8 @@ def open_workdir(job: Job, held: lock.Lock, source: core.Source) -> dict:
     if source.origin:
       data["set"] = source.origin
     facts = {"data": data, "stages": {stage.name: stage.num_steps for stage in job.stages}}
+    if source.tokenizer:
+      record.write_tokenizer(workdir, source.tokenizer)
     record.write_config(workdir, config, facts)
     return {"config": config, **facts}
 
