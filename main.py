@@ -61,6 +61,10 @@ _COMPLETE = flags.DEFINE_list(
 _TARGET = flags.DEFINE_string(
   "target", None, "With --mode=sample: number or name of the class that samples shall become."
 )
+_PROMPT = flags.DEFINE_multi_string(
+  "prompt", None, "With --mode=sample: a text that samples are made for; may be given again."
+)
+_PROMPTS = flags.DEFINE_string("prompts", None, "With --mode=sample: a file with a text a line.")
 _FRAMES = flags.DEFINE_integer("frames", 60, "With --walk: frames of the film.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "With --mode=sample: folder; DIR/samples if not given.")
 _OVERWRITE = flags.DEFINE_bool(
@@ -91,6 +95,8 @@ OF_MODE = {  # the flags that one mode alone understands
     "input",
     "complete",
     "target",
+    "prompt",
+    "prompts",
     "truncation",
     "format",
     "walk",
@@ -104,6 +110,7 @@ APART = (  # of each the first rules the others out
   ("walk", "seeds", "num_samples", "format", "input", "complete", "target"),
   ("complete", "input", "target"),
   ("seeds", "num_samples"),
+  ("prompt", "prompts"),
 )
 
 
@@ -213,6 +220,7 @@ def request(sampling: ModuleType) -> NamedTuple:
     _INPUT.value,
     _TARGET.value,
     _COMPLETE.value,
+    _PROMPT.value if _PROMPTS.value is None else asked.read_prompts(_PROMPTS.value),
   )
 
 

@@ -37,6 +37,10 @@ def base(method: str) -> ConfigDict:
         "num_train": 0,  # training examples, spread evenly over the set; 0: all
         "image_key": "",  # of tfds: the feature that is the image; "": image
         "label_key": "",  # the feature (tfds; "": label) or attribute (avatars) that is the label
+        "text_key": "",  # of tfds: the feature that is the text; folder, avatars: caption; "": none
+        "text_length": 32,  # tokens of a text, see gm/data/text.py
+        "vocab_size": 1_024,
+        "tokenizer": "word",  # or bpe
         "train_split": "train",  # of tfds, in its notation: train[:90%]
         "test_split": "test",
         "memory_mb": 256,  # of folder and tfds: larger sets are streamed

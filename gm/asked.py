@@ -1,4 +1,4 @@
-"""Seeds, labels and images as they are asked for, in flags or in Python: read and checked.
+"""Seeds, labels, images and texts as they are asked for, in flags or in Python: read and checked.
 
 A range of seeds stays one, however long it is.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gm.data import images
+from gm.data import images, text
 from gm.errors import UserError, user_input
 from gm.progress import say
 
@@ -153,8 +153,65 @@ def image_names(paths: Sequence[str]) -> list[str]:
   >>> image_names(["a/cat.png", "b/cat.jpg", "my dog.png"])
   ['cat', 'cat_1', 'my_dog']
   """
+  return text_names([Path(path).stem for path in paths])
+
+
+def text_names(texts: Sequence[str]) -> list[str]:
+  """Names for files that are made for texts, numbered where not new.
+
+  >>> text_names(["a red hat", "A hat, red", "a red hat"])
+  ['a_red_hat', 'A_hat__red', 'a_red_hat_2']
+  """
   names = []
-  for i, path in enumerate(paths):
-    name = re.sub(r"[^\w.-]", "_", Path(path).stem)[:40]
+  for i, given in enumerate(texts):
+    name = re.sub(r"[^\w.-]", "_", given)[:40]
     names.append(name if name not in names else f"{name}_{i}")
   return names
+
+
+MOST_PROMPTS = 10_000  # in one call: a file of more is no file of prompts
+
+
+def read_prompts(path: str) -> list[str]:
+  """Returns the prompts of a file, one a line.
+
+  Raises:
+    UserError: if it cannot be read, or has a line without text.
+  """
+  try:
+    lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    wrong = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+    raise UserError(f"--prompts={path} cannot be read ({wrong})") from error
+  empty = next((i for i, line in enumerate(lines, 1) if not line.strip()), None)
+  if empty or not lines:
+    where = f"line {empty} is empty" if empty else "it is empty"
+    raise UserError(f"--prompts={path}: {where}: give a text in each line")
+  return lines
+
+
+def check_prompts(prompts: Sequence[str] | str) -> list[str]:
+  """Returns texts as a list, each once.
+
+  Raises:
+    UserError: if they are none, or too many.
+  """
+  found = list(dict.fromkeys([prompts] if isinstance(prompts, str) else prompts))
+  if not 0 < len(found) <= MOST_PROMPTS:
+    raise UserError(f"--prompt: {len(found):,} texts are given: give 1 to {MOST_PROMPTS:,}")
+  return found
+
+
+def prompt_tokens(prompts: Sequence[str], tokenizer: str, length: int) -> np.ndarray:
+  """Returns texts as tokens, i32 [N, length].
+
+  Args:
+    prompts: the texts.
+    tokenizer: of the run, see gm/data/text.py.
+    length: tokens that a text has room for.
+
+  Raises:
+    UserError: for a text that is empty or too long, or a word that is not known.
+  """
+  with user_input():
+    return text.encode(tokenizer, prompts, length, [f"--prompt={p[:80]!r}" for p in prompts])

@@ -69,6 +69,7 @@ def _image_size(given: Any) -> None:
 IDLE = {"dir": "", "image_size": 0, "channels": 0, "num_classes": 0, "num_train": 0}
 IDLE |= {"image_key": "", "label_key": "", "train_split": "train", "test_split": "test"}
 IDLE |= {"memory_mb": 256, "scale": 1.0, "attributes": ()}
+IDLE |= {"text_key": "", "text_length": 32, "vocab_size": 1_024, "tokenizer": "word"}
 
 
 def unread(data: ConfigDict, reads: frozenset) -> None:

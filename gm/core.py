@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-# leaves [B, ...]; image f32 in [-1, 1], label and text i32, the rest f32; `sample` may be given a
+# leaves [B, ...]; image f32 in [-1, 1], label and tokens i32, the rest f32; `sample` may be given a
 # target, i32, beside those of the data: the class that a sample shall become
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]  # f32 scalars
@@ -40,7 +40,7 @@ class Info(NamedTuple):
 
   shape: dict  # {"image": (28, 28, 1), "label": ()}, without the batch axis
   num_classes: int = 0
-  vocab_size: int = 0
+  vocab_size: int = 0  # of tokens; id 0 is padding
   columns: tuple = ()
   modes: tuple = ()  # centres of a mixture, ((x, y), ...)
   mode_std: float = 0.0  # its standard deviation
@@ -62,6 +62,7 @@ class Source(NamedTuple):
     None  # (i, size) -> i32 [size]; batch(i, n) == {k: a[indices(i, n)] for k, a in arrays}
   )
   classes: tuple = ()  # names of the labels 0, 1, ...; () where they have none
+  tokenizer: str = ""  # that text was turned into tokens by, as JSON; see gm/data/text.py
   origin: Mapping = MappingProxyType({})  # of a set of the user's own: its "name", and facts that
   # change with it, of all splits together; "unused" lists what was left out
 
@@ -104,7 +105,7 @@ def batch_shapes(
   info: Info, batch_size: int, sharding: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of a batch, so that a model can be built where its data are not."""
-  integer = {"label", "text"}
+  integer = {"label", "tokens"}
   return {
     name: jax.ShapeDtypeStruct(
       (batch_size, *shape), jnp.int32 if name in integer else jnp.float32, sharding=sharding

@@ -185,6 +185,8 @@ def open_workdir(job: Job, held: lock.Lock, source: core.Source, *, changed_at: 
     more = {"classes": source.classes, "set": source.origin, "changes": changes}
     data |= {name: fact for name, fact in more.items() if fact}
     facts = {"data": data, "stages": {stage.name: stage.num_steps for stage in job.stages}}
+    if source.tokenizer:
+      record.write_tokenizer(workdir, source.tokenizer)
     record.write_config(workdir, config, facts)
     return {"config": config, **facts}
 

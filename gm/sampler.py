@@ -1,8 +1,9 @@
 """Draws samples of a state by seed: each a function of the seed, the label and what is given.
 
-What is given beside a label is an example: of the data's test split, or images of the user's own;
-and a target, the class that a sample shall become, as `target` of the batch that `sample` reads.
-Images of the user's own can also be finished, by `complete` of a stage in place of `sample`.
+What is given beside a label is an example: of the data's test split, or images or texts (prompts)
+of the user's own; and a target, the class that a sample shall become, as `target` of the batch that
+`sample` reads. Images of the user's own can also be finished, by `complete` of a stage in place of
+`sample`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Sampler:
     conditional: whether they depend on a label.
     walks: whether there is a latent to walk in.
     inputs: images [N, H, W, C] that were given in place of examples, or None.
+    prompts: tokens i32 [N, T] that were given in place of examples' texts, or None.
     bytes: of one sample with its seed.
   """
 
@@ -42,6 +44,7 @@ class Sampler:
     classes: Sequence[str] = (),
     inputs: Sequence[str] | None = None,
     complete: Sequence[str] | None = None,
+    prompts: np.ndarray | None = None,
   ):
     """Takes a state.
 
@@ -52,9 +55,11 @@ class Sampler:
       classes: the names of the labels; others than the labels are left aside.
       inputs: files of images that samples are made of, each; None: examples of the data.
       complete: files of images that are finished, each, in place of samples.
+      prompts: tokens i32 [N, T] of texts that samples are made for; None: those of examples.
 
     Raises:
-      UserError: if a file cannot be read, samples are not made of images, or none are finished.
+      UserError: if a file cannot be read, samples are not made of images, or of text, or none are
+        finished.
     """
     self.job, self.index, self.state = job, index, state
     self.stage, self.info = job.stages[index], job.infos[index]
@@ -75,13 +80,20 @@ class Sampler:
     paths, made = inspection.depends(self._make, job.templates[index], shapes, key)
     found = {name: {n for n in shapes if f"[1]['{n}']" in read} for name, read in paths.items()}
     self.images = {name for name, x in made.items() if x.ndim == 4}
-    self.data = sorted((set(found) & set(self.info.shape)) - {"label"} or set(found))
+    told = {"label", "tokens"}  # said of a sample
+    self.data = sorted((set(found) & set(self.info.shape)) - told or set(found))
     self.conditional = any("label" in found[name] for name in self.data)
     self.walks = self.stage.latent is not None and complete is None
     self._own = inputs is not None and complete is None  # labels of the inputs: they have none
-    self._source, self.inputs = None, None
-    kept = [n for n in found if found[n] <= {"label"} and not n.startswith("data_")]
+    self._source, self.inputs, self.prompts = None, None, prompts
     needs = set().union(*(found[name] for name in self.data)) - {"label"}
+    if prompts is not None:
+      if "tokens" not in needs:
+        raise UserError(f"--prompt: this {self.job.config.method} is told no text: leave it out")
+      needs -= {"tokens"}
+    else:
+      told -= {"tokens"}
+    kept = [n for n in found if found[n] <= told and not n.startswith("data_")]
     if inputs is not None:
       self.inputs, kept = self._read(inputs, needs, flag), list(found)
     elif needs:  # then examples are the condition
@@ -109,6 +121,7 @@ class Sampler:
     seeds: Iterable[int],
     labels: Sequence[int] | None = None,
     target: int | None = None,
+    prompts: Sequence[int] | None = None,
   ) -> Iterator[dict[str, np.ndarray]]:
     """Yields samples in parts of up to 64.
 
@@ -117,25 +130,27 @@ class Sampler:
       labels: every seed is drawn for each of them, the first label's seeds first; None: the label
         of seed s is s modulo the number of classes or, where an example is the condition, its own.
       target: of all samples; every input is drawn for all labels and seeds, the first input first.
+      prompts: numbers of those that were given; None: all. All the rest is drawn for each.
 
     Yields:
       {name: [n, ...]}, what `sample` of the stage gives but for what repeats the data, and "seed"
       i64 [n].
     """
     inputs = [None] if self.inputs is None else self.inputs
-    for given, label in itertools.product(inputs, [None] if labels is None else labels):
+    labels = [None] if labels is None else labels
+    for tokens, given, label in itertools.product(self._texts(prompts), inputs, labels):
       for k, group in itertools.groupby(seeds, lambda seed: seed // self.chunk):
         group = np.fromiter(group, np.int64)
         together = np.arange(k * self.chunk, (k + 1) * self.chunk)
         rows = self._source.batch(k, self.chunk) if self._source else {}
         if given is not None:
           rows = {"image": np.repeat(given[None], self.chunk, axis=0)}
-        told = self._told(together, label, target)
+        told = self._told(together, label, target, tokens)
         found = jax.device_get(self._draw(self.state, rows, told, together.astype(np.uint32)))
         yield {**{n: x[group - k * self.chunk] for n, x in found.items()}, "seed": group}
 
   def walk(
-    self, seeds: Sequence[int], frames: int, label: int | None = None
+    self, seeds: Sequence[int], frames: int, label: int | None = None, prompt: int | None = None
   ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the frames of a closed walk from seed to seed and back to the first, in parts.
 
@@ -146,6 +161,7 @@ class Sampler:
       seeds: two or more.
       frames: their number in all.
       label: of all frames.
+      prompt: of all frames, the number of one that was given; None: the first.
 
     Yields:
       {name: [n, ...]}.
@@ -153,7 +169,8 @@ class Sampler:
     place = np.arange(frames) * len(seeds) / frames
     leg = place.astype(np.int64)
     stops = np.array([*seeds, seeds[0]], np.uint32)
-    told = self._told(np.full(self.chunk, seeds[0]), label)
+    tokens = self._texts(None if prompt is None else [prompt])[0]
+    told = self._told(np.full(self.chunk, seeds[0]), label, None, tokens)
     first = self._source.batch(int(seeds[0]), 1) if self._source else {}
     rows = {name: np.repeat(x, self.chunk, axis=0) for name, x in first.items()}
     for start in range(0, frames, self.chunk):
@@ -194,10 +211,26 @@ class Sampler:
     y = self._labels(np.array([seed]), label)
     return None if y is None else int(y[0])
 
-  def _told(self, seeds: np.ndarray, label: int | None, target: int | None = None) -> dict:
-    y = self._labels(seeds, label)
-    told = {} if y is None else {"label": y}
-    return told if target is None else {**told, "target": np.full(len(seeds), target, np.int32)}
+  def _texts(self, prompts: Sequence[int] | None) -> list[np.ndarray | None]:
+    if self.prompts is None:
+      return [None]
+    return list(self.prompts if prompts is None else self.prompts[list(prompts)])
+
+  def _told(
+    self,
+    seeds: np.ndarray,
+    label: int | None,
+    target: int | None = None,
+    tokens: np.ndarray | None = None,
+  ) -> dict:
+    y, told = self._labels(seeds, label), {}
+    if y is not None:
+      told["label"] = y
+    if target is not None:
+      told["target"] = np.full(len(seeds), target, np.int32)
+    if tokens is not None:
+      told["tokens"] = np.repeat(tokens[None], len(seeds), axis=0)
+    return told
 
   def _read(self, inputs: Sequence[str], needs: set[str], flag: str) -> np.ndarray:
     if needs != {"image"}:

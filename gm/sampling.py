@@ -6,9 +6,10 @@ together, in one compiled call, of which those asked for are kept. So on one mac
 number of devices it is the same bit for bit, whatever else is asked for; with another number it is
 the same up to rounding. Samples that are normalised by their batch (model.bn_mode=batch) are so by
 these 64. No data set is read, unless the samples themselves depend on an example of it and no
-images of the user's own are given in its place.
+images or texts of the user's own are given in its place.
 
-In a notebook: `sampling.draw("/tmp/run", seeds=range(36), labels=["cat"])["image"]`.
+In a notebook: `sampling.draw("/tmp/run", seeds=range(36), labels=["cat"])["image"]`, or with
+`prompts=["a red hat"]`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gm.errors import UserError, user_input
 from gm.job import newest
 from gm.progress import Count, say
 from gm.sampler import Sampler
-from gm.workdir import drawn, samples, video
+from gm.workdir import drawn, record, samples, video
 
 TRUNCATIONS = ("truncation", "psi")  # keys of config.model that --truncation sets
 MOST_HELD = 2**30  # bytes of a plot's samples or of a film's frames, which are held at once
@@ -41,6 +42,7 @@ def open_run(
   truncation: float | None = None,
   inputs: Sequence[str] | None = None,
   complete: Sequence[str] | None = None,
+  prompts: Sequence[str] | str | None = None,
 ) -> Sampler:
   """Returns a sampler of the newest state of a workdir.
 
@@ -50,9 +52,11 @@ def open_run(
     truncation: None for the config's own.
     inputs: files of images that samples are made of, in place of the data's.
     complete: files of images that are finished, in place of samples.
+    prompts: texts that samples are made for, in place of the data's.
 
   Raises:
-    UserError: if there is no run, or the method has no truncation, takes or finishes no images.
+    UserError: if there is no run, or the method has no truncation, takes no images or texts or
+      finishes none, or a text holds a word that is not known.
   """
   workdir = continuing.absolute(workdir)
   with user_input():
@@ -69,8 +73,15 @@ def open_run(
     if truncation is None:
       raise
     raise UserError(str(error).replace(f"--config.model.{name}=", "--truncation=")) from error
-  classes = (facts.get("data") or {}).get("classes") or ()
-  return Sampler(job, index, state, classes, inputs, complete)
+  classes, tokens = (facts.get("data") or {}).get("classes") or (), None
+  if prompts is not None:
+    shape = job.infos[index].shape.get("tokens")
+    if shape is None:
+      raise UserError(f"--prompt: this {config.method} is told no text: leave it out")
+    with user_input():
+      tokenizer = record.read_tokenizer(workdir)
+    tokens = asked.prompt_tokens(asked.check_prompts(prompts), tokenizer, shape[0])
+  return Sampler(job, index, state, classes, inputs, complete, tokens)
 
 
 def draw(
@@ -82,6 +93,7 @@ def draw(
   inputs: Sequence[str] | None = None,
   target: str | int | None = None,
   complete: Sequence[str] | None = None,
+  prompts: Sequence[str] | str | None = None,
   config: ConfigDict | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns samples of a run, {name: [N, ...]}; images in [-1, 1]. See `Sampler.stream`.
@@ -90,9 +102,10 @@ def draw(
   `open_run(workdir).stream(seeds)`.
   """
   seeds = asked.check_seeds(seeds)
-  sampler = open_run(workdir, config, truncation, inputs, complete)
+  sampler = open_run(workdir, config, truncation, inputs, complete, prompts)
   labels = sampler.numbers(labels)
-  checks.held(len(seeds) * len(labels or [0]), 2 * sampler.bytes)  # in parts, and joined
+  texts = 1 if prompts is None else len(asked.check_prompts(prompts))
+  checks.held(len(seeds) * len(labels or [0]) * texts, 2 * sampler.bytes)  # in parts, and joined
   parts = list(sampler.stream(seeds, labels, sampler.target(target)))
   return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
@@ -110,6 +123,7 @@ class Request(NamedTuple):
   inputs: Sequence[str] | None = None  # files of images: all seeds and labels for each
   target: str | int | None = None  # the class that samples shall become
   complete: Sequence[str] | None = None  # files of images whose lower half is made anew
+  prompts: Sequence[str] | None = None  # of each all the rest, in a picture of its own
 
 
 def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]:
@@ -118,7 +132,10 @@ def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]
   Raises UserError for what the run cannot give, or a file that is there already.
   """
   request = request._replace(seeds=asked.check_seeds(request.seeds))
-  sampler = open_run(workdir, config, request.truncation, request.inputs, request.complete)
+  if request.prompts is not None:
+    request = request._replace(prompts=asked.check_prompts(request.prompts))
+  own = request.inputs, request.complete, request.prompts
+  sampler = open_run(workdir, config, request.truncation, *own)
   labels = sampler.numbers(request.labels)
   request = request._replace(target=sampler.target(request.target))
   stem = f"{sampler.stage.name}_{int(sampler.state.step):08d}"
@@ -130,6 +147,26 @@ def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]
 
 
 def _write_samples(sampler, request, labels, place) -> list[Path]:
+  heads = asked.text_names(request.prompts) if request.prompts else [""]
+  given = request.inputs or request.complete or [""]
+  per_head = len(asked.distinct(request.seeds)) * len(labels) * len(given)
+  writers = [_writer(sampler, request, labels, place, head, len(heads)) for head in heads]
+  images, paths = set(sampler.data) <= sampler.images, []
+  with Count(per_head * len(heads), "images" if images else "samples") as count:
+    for i, writer in enumerate(writers):
+      which = None if request.prompts is None else [i]
+      seeds = asked.distinct(request.seeds)
+      for part in sampler.stream(seeds, labels, request.target, which):
+        if jax.process_index() == 0:
+          writer.add(part)
+        count.add(len(part["seed"]))
+      if jax.process_index() == 0:
+        paths += [path for path in writer.close() if path not in paths]
+  return paths
+
+
+def _writer(sampler, request, labels, place, head, num_heads):
+  """What keeps the samples of one prompt, whose name is `head`; "" where there is none."""
   seeds, form = asked.distinct(request.seeds), request.form
   given = request.inputs or request.complete
   inputs = asked.image_names(given) if given else [""]
@@ -138,6 +175,7 @@ def _write_samples(sampler, request, labels, place) -> list[Path]:
   to = "" if request.target is None else f"_target{request.target}"
   to += "_complete" if request.complete else ""
   name += (f"_{inputs[0]}" if len(inputs) == 1 else f"_{len(inputs)}inputs").rstrip("_") + to
+  name += f"_{head}" if head else ""
   fewer = "give fewer --seeds, --num_samples or --labels"
   if form == "files":
     if not images:
@@ -145,44 +183,39 @@ def _write_samples(sampler, request, labels, place) -> list[Path]:
         f"--format=files writes images, what this run draws is none ({', '.join(sampler.data)}):"
         " use --format=npz"
       )
-    if total > MOST_FILES:
-      raise ValueError(f"--format=files writes {MOST_FILES:,} at most, not {total:,}: {fewer}")
+    if num_heads * total > MOST_FILES:
+      raise ValueError(
+        f"--format=files writes {MOST_FILES:,} at most, not {num_heads * total:,}: {fewer}"
+      )
     of_label = lambda y: "" if y is None else f"_label{y}"
-    of_input = [f"{name}_" if name else "" for name in inputs]
+    heads = [f"{n}_" if n else "" for n in (f"{head}_{n}".strip("_") for n in inputs)]
     names = [
-      f"{head}seed{s:04d}{of_label(sampler.label(s, y))}{to}"
-      for head in of_input
+      f"{before}seed{s:04d}{of_label(sampler.label(s, y))}{to}"
+      for before in heads
       for y in labels
       for s in seeds
     ]
-    writer = drawn.Files(place, names, sampler.data)
-  elif form == "npz":
+    return drawn.Files(place, names, sampler.data)
+  if form == "npz":
     writer = drawn.Arrays(place, name)
-    size, free = total * sampler.bytes, shutil.disk_usage(writer.path.parent).free
+    size, free = num_heads * total * sampler.bytes, shutil.disk_usage(writer.path.parent).free
     if size > free:
       raise ValueError(
-        f"{total:,} samples would take {size / 1e9:,.1f} GB of the {free / 1e9:,.1f} GB that are"
-        f" free in {writer.path.parent}: {fewer}, or another --out"
+        f"{num_heads * total:,} samples would take {size / 1e9:,.1f} GB of the {free / 1e9:,.1f} GB"
+        f" that are free in {writer.path.parent}: {fewer}, or another --out"
       )
-  else:
-    if images and total > samples.MAX_TILES:
-      raise ValueError(
-        f"a grid holds {samples.MAX_TILES} images, {total:,} are asked for: use --format=files or"
-        f" --format=npz, or {fewer}"
-      )
-    if not images and total * sampler.bytes > MOST_HELD:
-      raise ValueError(
-        f"a plot holds {MOST_HELD // sampler.bytes:,} samples of this run, {total:,} are asked for:"
-        f" use --format=npz, or {fewer}"
-      )
-    rows, classes = len(labels) * len(inputs), sampler.classes
-    writer = drawn.Picture(place, name, rows, sampler.info, classes)
-  with Count(total, "images" if images else "samples") as count:
-    for part in sampler.stream(seeds, labels, request.target):
-      if jax.process_index() == 0:
-        writer.add(part)
-      count.add(len(part["seed"]))
-  return writer.close() if jax.process_index() == 0 else []
+    return writer
+  if images and total > samples.MAX_TILES:
+    raise ValueError(
+      f"a grid holds {samples.MAX_TILES} images, {total:,} are asked for: use --format=files or"
+      f" --format=npz, or {fewer}"
+    )
+  if not images and total * sampler.bytes > MOST_HELD:
+    raise ValueError(
+      f"a plot holds {MOST_HELD // sampler.bytes:,} samples of this run, {total:,} are asked for:"
+      f" use --format=npz, or {fewer}"
+    )
+  return drawn.Picture(place, name, len(labels) * len(inputs), sampler.info, sampler.classes)
 
 
 def _write_walks(sampler, request, labels, place) -> list[Path]:
@@ -198,14 +231,18 @@ def _write_walks(sampler, request, labels, place) -> list[Path]:
   most = min(MOST_FRAMES, MOST_HELD // max(1, sum(map(video.frame_bytes, shapes.values()))))
   if frames > most:
     raise ValueError(f"--frames={frames}: a walk of this run has at most {most:,}: give fewer")
-  name = f"walk{drawn.spell(seeds)}"
-  names = [name if y is None else f"{name}_label{y}" for y in labels]
+  heads = asked.text_names(request.prompts) if request.prompts else [""]
+  tail = lambda y, head: ("" if y is None else f"_label{y}") + (f"_{head}" if head else "")
+  each = [
+    (i, y, f"walk{drawn.spell(seeds)}{tail(y, h)}") for i, h in enumerate(heads) for y in labels
+  ]
+  names = [name for _, _, name in each]
   place.check(place.path(n, ending) for n in names for ending in ("gif", "mp4", "npz", "png"))
   written, remark = [], ""
-  with Count(frames * len(labels), "frames") as count:
-    for name, y in zip(names, labels):
+  with Count(frames * len(each), "frames") as count:
+    for i, y, name in each:
       parts = []
-      for part in sampler.walk(seeds, frames, y):
+      for part in sampler.walk(seeds, frames, y, i if request.prompts else None):
         parts.append({n: part[n] for n in sampler.data})
         count.add(len(part[sampler.data[0]]))
       found = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}

@@ -10,11 +10,15 @@ Left out of VALUES are parts that would make a label meaningless: hair that hide
 glasses, has a colour of its own or looks like another; glasses that hide the eyes; clothes without
 a colour. So every attribute can be seen in every face, but for the colour of the hair where there
 is neither hair nor beard (1 face in 88).
+
+A caption (`describe`) calls values by words that anybody would use, so that several values share a
+word. What it does not name is not there, the colour of the clothes aside.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import io
 from collections.abc import Iterator, Sequence
@@ -85,6 +89,55 @@ _PARTS = {  # attribute -> enumeration of python-avatars, arguments of its Avata
 }
 
 
+_LONG = (  # below the ears
+  *("big_hair", "bob", "curly", "curvy", "dreads", "fro_band", "fro", "long_not_too_long"),
+  *("mia_wallace", "shaggy_mullet", "straight_1", "straight_strand", "bride", "cornrows"),
+  *("dreadlocks", "einstein_hair", "half_shaved", "twist_long_hair", "twist_long_hair_2", "wick"),
+  "wild",
+)
+WORDS = {  # attribute -> word -> the values that it is said of
+  "hair": {
+    "no hair": ("none",),
+    "a hat": ("hat",),
+    "long": _LONG,
+    "short": tuple(v for v in VALUES["hair"] if v not in ("none", "hat", *_LONG)),
+  },
+  "hair_color": {
+    "auburn": ("auburn",),
+    "black": ("black",),
+    "blonde": ("blonde", "blonde_golden"),
+    "brown": ("brown", "brown_dark"),
+    "pink": ("pastel_pink",),
+    "platinum": ("platinum",),
+    "red": ("red",),
+    "gray": ("silver_gray",),
+  },
+  "facial_hair": {
+    "": ("none",),
+    "a beard": ("beard_light", "beard_magestic", "beard_medium", "wick_beard"),
+    "a moustache": ("moustache_fancy", "moustache_magnum", "einstein_moustache"),
+  },
+  "glasses": {
+    "": ("none",),
+    "glasses": ("prescription_1", "prescription_2", "round"),
+    "sunglasses": ("sunglasses", "wayfarers", "sunglasses_2", "wayfarers_2"),
+    "an eyepatch": ("eyepatch",),
+  },
+  "clothes_color": {
+    "black": ("black",),
+    "blue": ("blue_01", "blue_02", "blue_03", "pastel_blue"),
+    "gray": ("gray_01", "gray_02", "heather"),
+    "green": ("pastel_green",),
+    "orange": ("pastel_orange",),
+    "yellow": ("pastel_yellow",),
+    "pink": ("pink",),
+    "red": ("red",),
+    "white": ("white",),
+  },
+}
+HELD_OUT = 5  # one combination of what captions name in five
+
+
 def draw(num: int, *, seed: int = 0) -> np.ndarray:
   """Draws the attributes of faces, independent of each other.
 
@@ -133,6 +186,52 @@ def edit(attributes: Sequence[int], **values: str) -> np.ndarray:
       )
     row[NAMES.index(name)] = VALUES[name].index(value)
   return row
+
+
+def words(attributes: Sequence[int]) -> dict[str, str]:
+  """Returns the word for each attribute that captions name, {"hair": "short", ...}; "": not there.
+
+  The colour of hair has none where there is no hair, or a hat on it.
+  """
+  found = {}
+  for name, named in WORDS.items():
+    value = VALUES[name][attributes[NAMES.index(name)]]
+    found[name] = next(word for word, values in named.items() if value in values)
+  return found if found["hair"] in ("long", "short") else {**found, "hair_color": ""}
+
+
+def _body(found: dict[str, str]) -> str:
+  hair = f"{found['hair']} {found['hair_color']} hair" if found["hair_color"] else found["hair"]
+  *rest, last = filter(None, (hair, found["facial_hair"], found["glasses"]))
+  return f"a person with {', '.join(rest)} and {last}" if rest else f"a person with {last}"
+
+
+def describe(attributes: Sequence[int]) -> str:
+  """Says in a line what a face looks like; of half of the faces also the colour of the clothes.
+
+  Which half is told by the parity of the row's sum, so a caption is a function of the row.
+
+  >>> describe(edit([0] * 10, hair="bob", hair_color="red", glasses="round"))
+  'a person with long red hair and glasses'
+  >>> describe(edit([0] * 10, hair="bob", hair_color="red", glasses="round", eyes="cry"))
+  'a person with long red hair and glasses, wearing black'
+  """
+  found = words(attributes)
+  wearing = f", wearing {found['clothes_color']}" if sum(map(int, attributes)) % 2 else ""
+  return _body(found) + wearing
+
+
+def is_held_out(attributes: Sequence[int]) -> bool:
+  """Whether the combination of hair, its colour, beard and glasses is kept for testing.
+
+  It is if the first 8 bytes of the SHA-256 of the caption without clothes are 0 modulo 5. So a
+  method has seen every word of a held-out caption, and never these words together.
+
+  >>> bool(is_held_out(draw(1)[0]))
+  False
+  """
+  digest = hashlib.sha256(_body(words(attributes)).encode()).digest()
+  return int.from_bytes(digest[:8]) % HELD_OUT == 0
 
 
 def render(attributes: Sequence[int], *, size: int = SIDE) -> np.ndarray:

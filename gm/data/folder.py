@@ -17,8 +17,9 @@ resized by the short side and cropped to the centre (images.crop). Hidden files 
 is what is no file, nor a link to one: named pipes, sockets, devices.
 
 config.data: source="folder", dir, image_size (int or (height, width)), channels (1 or 3),
-num_classes (0 = labels are not read), memory_mb (256: a larger set is streamed). A file that cannot
-be read is an error that names it.
+num_classes (0 = labels are not read), memory_mb (256: a larger set is streamed), text_key="caption"
+with the keys of text.py (captions.py says where captions stand). A file that cannot be read is an
+error that names it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from gm.core import Info, Source
-from gm.data import images, memory, stream
+from gm.data import captions, images, memory, stream, text
 
 TEST_SHARE = 10  # one file in ten
 ROLES = {  # names of the folders that split a set, in lower case
@@ -50,20 +51,20 @@ class _File(NamedTuple):
 
 def reads(cfg: Any) -> frozenset[str]:
   """Returns the keys of `cfg` that this source reads."""
-  del cfg
-  return frozenset({"dir", "image_size", "channels", "num_classes", "num_train", "memory_mb"})
+  of_images = frozenset({"dir", "image_size", "channels", "num_classes", "num_train", "memory_mb"})
+  return of_images | text.reads(cfg)
 
 
 def info(cfg: Any) -> Info:
   """Returns the shapes that `cfg` declares; touches no file.
 
   Raises:
-    ValueError: if image_size, channels or num_classes is missing.
+    ValueError: if image_size, channels or num_classes is missing, or text is not as in text.py.
 
   >>> info({"image_size": (48, 64), "channels": 1, "num_classes": 2}).shape
   {'image': (48, 64, 1), 'label': ()}
   """
-  return images.declared(cfg, "folder")
+  return text.declared(cfg, images.declared(cfg, "folder"), "caption")
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -176,10 +177,25 @@ def _printable(name: str) -> str:
   return _bytes(name).decode("utf-8", "backslashreplace")
 
 
+def _tokens(cfg: Any, top: pathlib.Path, splits: dict) -> tuple[dict, str, str]:
+  """Returns the captions of every file of both splits as ids, the tokenizer, and their digest."""
+  below = {os.path.relpath(f.path, top): f.path for files in splits.values() for f in files}
+  found = captions.of_files(top, below)
+  flat = [(path, caption) for name, path in below.items() for caption in found[name]]
+  tokens, tokenizer = text.of_set([caption for _, caption in flat], cfg)
+  of_path = {path: [] for path in below.values()}
+  for (path, _), row in zip(flat, tokens, strict=True):
+    of_path[path].append(row)
+  digest = text.digest(
+    part for name in below for caption, _ in found[name] for part in (name, caption)
+  )
+  return of_path, tokenizer, digest
+
+
 def load(
   cfg: Any, split: str, *, seed: int = 0, shuffle: bool = True, part: tuple[int, int] = (0, 1)
 ) -> Source:
-  """Loads a split; rows image uint8 [H, W, C] and, with classes, label i32.
+  """Loads a split; rows image uint8 [H, W, C] and, with classes, label i32, with text tokens i32.
 
   Args:
     cfg: config.data.
@@ -190,12 +206,12 @@ def load(
 
   Returns:
     Source; origin has the absolute folder ("name"), the number of files of each split, and a digest
-    of their names and sizes ("listing").
+    of their names and sizes ("listing"), with text one of the captions ("captions").
 
   Raises:
     FileNotFoundError: if the folder or the split has no images.
-    ValueError: for missing keys, classes that do not agree with the folders, or a file that cannot
-      be read.
+    ValueError: for missing keys, classes that do not agree with the folders, a file that cannot be
+      read, or captions that are missing.
   """
   facts = info(cfg)
   memory.require_split(split)
@@ -226,15 +242,19 @@ def load(
       )
   labels = {name: i for i, name in enumerate(classes)}
   shape = facts.shape["image"]
-  files = [splits[split][i] for i in memory.rows(cfg, split, len(splits[split]))]
+  examples, tokenizer = [(file, {}) for file in splits[split]], ""
+  if "tokens" in facts.shape:
+    tokens, tokenizer, origin["captions"] = _tokens(cfg, top, splits)
+    examples = [(f, {"tokens": row}) for f in splits[split] for row in tokens[f.path]]
 
-  def read(file: _File) -> dict[str, np.ndarray]:
-    row = {"image": images.read(file.path, *shape)}
+  def read(example: tuple[_File, dict]) -> dict[str, np.ndarray]:
+    file, told = example
+    row = {"image": images.read(file.path, *shape), **told}
     return {**row, "label": np.int32(labels[file.name.split("/")[0]])} if labels else row
 
   source = stream.from_reader(
     facts,
-    files,
+    [examples[i] for i in memory.rows(cfg, split, len(examples))],
     read,
     images.decoder(shape[2]),
     memory_mb=cfg.get("memory_mb", stream.MEMORY_MB),
@@ -242,4 +262,5 @@ def load(
     shuffle=shuffle,
     part=part,
   )
-  return source._replace(classes=tuple(map(_printable, classes)), origin=origin)
+  classes = tuple(map(_printable, classes))
+  return source._replace(classes=classes, tokenizer=tokenizer, origin=origin)

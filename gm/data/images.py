@@ -100,7 +100,7 @@ def declared(cfg: Any, what: str) -> Info:
 
 
 def decoder(channels: int, *, levels: float = 255.0) -> Callable[[dict], dict]:
-  """Returns decode(rows): image uint8 0 ... levels -> f32 in [-1, 1], label -> i32; jnp-traceable.
+  """Returns decode(rows): image uint8 0 ... levels -> f32 in [-1, 1], the rest i32; jnp-traceable.
 
   image = 2 * stored / levels - 1, a grey image repeated where `channels` is 3.
 
@@ -117,8 +117,9 @@ def decoder(channels: int, *, levels: float = 255.0) -> Callable[[dict], dict]:
 
     x = jnp.asarray(rows["image"], jnp.float32) / (levels / 2) - 1.0  # [B, H, W, stored channels]
     batch = {"image": jnp.broadcast_to(x, (*x.shape[:-1], channels))}
-    if "label" in rows:
-      batch["label"] = jnp.asarray(rows["label"], jnp.int32)
+    for name in ("label", "tokens"):
+      if name in rows:
+        batch[name] = jnp.asarray(rows[name], jnp.int32)
     return batch
 
   return decode

@@ -8,8 +8,10 @@ avatars: 9,000 training and 1,000 test faces, 64 x 64 RGB on white, each describ
 config.data: source="prepared", name, dir ("" = the user's cache folder), image_size (0 = native;
 larger is padded with background, smaller is resized by area), channels (0 = native; 3 repeats the
 grey). Of avatars also attributes (columns of the leaf "attributes", see attributes.py; none by
-default) and label_key (the attribute that is the label; none by default). The first run that asks
-for a set prepares it.
+default), label_key (the attribute that is the label; none by default) and text_key="caption" with
+the keys of text.py. With captions, the test split is made of the faces with combinations that are
+held out (avatars.is_held_out), whatever split they are stored in, and the training split of the
+others. The first run that asks for a set prepares it.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from gm.core import Info, Source
-from gm.data import attributes, images, memory, prepare, sets
+from gm.data import attributes, avatars, images, memory, prepare, sets, text
 
 
 def reads(cfg: Any) -> frozenset[str]:
   """Returns the keys of `cfg` that this source reads."""
   described = bool(sets.require(cfg["name"]).attributes)
   of_images = frozenset({"name", "dir", "image_size", "channels", "num_train"})
-  return of_images | ({"attributes", "label_key"} if described else set())
+  return of_images | ({"attributes", "label_key", *text.reads(cfg)} if described else set())
 
 
 def info(cfg: Any) -> Info:
@@ -52,7 +54,8 @@ def info(cfg: Any) -> Info:
     shape["label"], num_classes = (), len(spec.attributes[key])
   if columns:
     shape["attributes"] = (len(columns),)
-  return Info(shape, num_classes=num_classes, columns=columns)
+  facts = Info(shape, num_classes=num_classes, columns=columns)
+  return text.declared(cfg, facts, "caption")
 
 
 def _read(folder: pathlib.Path, name: str, split: str) -> dict[str, np.ndarray]:
@@ -87,6 +90,23 @@ def _read(folder: pathlib.Path, name: str, split: str) -> dict[str, np.ndarray]:
   return arrays
 
 
+def _captioned(cfg: Any, folder: pathlib.Path, split: str) -> tuple[dict[str, np.ndarray], str]:
+  """Returns the leaves of a split by combinations, tokens among them, and the tokenizer."""
+  both = [_read(folder, cfg["name"], s) for s in memory.SPLITS]
+  arrays = {name: np.concatenate([a[name] for a in both]) for name in both[0]}
+  captions = [avatars.describe(row) for row in arrays["attributes"]]
+  named = [(caption, f"the caption {caption!r}") for caption in captions]
+  arrays["tokens"], tokenizer = text.of_set(named, cfg)
+  held_out = np.array([avatars.is_held_out(row) for row in arrays["attributes"]])
+  kept = held_out == (split == "test")
+  if not kept.any():
+    raise ValueError(
+      f"no combination that captions name is in the {split} split of {cfg['name']}: set a"
+      " --config.data.name with more faces"
+    )
+  return {name: a[kept] for name, a in arrays.items()}, tokenizer
+
+
 def _with_attributes(decode: Callable, encode: Callable) -> Callable:
   return lambda rows: {**decode(rows), "attributes": encode(rows["attributes"])}
 
@@ -97,7 +117,8 @@ def load(
   """Loads a split, preparing the set where it is missing.
 
   Leaves: image uint8 [N, H, W, C], label uint8 [N] and, of a set that has them, attributes uint8
-  [N, K], all of them as stored; `decode` picks the columns that are asked for.
+  [N, K], all of them as stored; `decode` picks the columns that are asked for. Where captions are
+  asked for, tokens i32 [N, T].
 
   Args:
     cfg: config.data.
@@ -112,7 +133,11 @@ def load(
   """
   facts = info(cfg)
   memory.require_split(split)
-  arrays = _read(prepare.ensure(cfg["name"], cfg.get("dir", "")), cfg["name"], split)
+  folder, tokenizer = prepare.ensure(cfg["name"], cfg.get("dir", "")), ""
+  if "tokens" in facts.shape:
+    arrays, tokenizer = _captioned(cfg, folder, split)
+  else:
+    arrays = _read(folder, cfg["name"], split)
   rows = memory.rows(cfg, split, len(arrays["image"]))
   arrays = {name: a[rows] for name, a in arrays.items()}
   height, width, channels = facts.shape["image"]
@@ -128,4 +153,4 @@ def load(
     if facts.columns:
       decode = _with_attributes(decode, attributes.encoder(facts.columns, spec.attributes))
   source = memory.from_arrays(facts, arrays, decode, seed=seed, shuffle=shuffle, part=part)
-  return source._replace(classes=classes)
+  return source._replace(classes=classes, tokenizer=tokenizer)

@@ -5,7 +5,8 @@ data_dir above it and name = "set", "set/config" or "set:version"; image_size (i
 width)), channels (1 or 3), num_classes (0 = labels are not read), image_key ("image"), label_key
 ("label"), train_split ("train"), test_split ("test") in TFDS notation, so that a set without a test
 split is cut by train_split="train[:90%]", test_split="train[90%:]"; memory_mb (256: a larger set is
-streamed). Images are resized by the short side and cropped to the centre (images.crop). What is
+streamed); text_key = a feature that is a text or several, with the keys of text.py: an example for
+each. Images are resized by the short side and cropped to the centre (images.crop). What is
 stored as an image file is decoded as a folder's files are; TFDS alone would give the raw indices of
 palettes, and CMYK as it is.
 
@@ -23,26 +24,26 @@ from typing import Any
 import numpy as np
 
 from gm.core import Info, Source
-from gm.data import images, memory, stream
+from gm.data import images, memory, stream, text
 
 
 def reads(cfg: Any) -> frozenset[str]:
   """Returns the keys of `cfg` that this source reads."""
-  del cfg
   of_set = frozenset({"name", "dir", "image_key", "label_key", "train_split", "test_split"})
-  return of_set | {"image_size", "channels", "num_classes", "num_train", "memory_mb"}
+  of_images = {"image_size", "channels", "num_classes", "num_train", "memory_mb"}
+  return of_set | of_images | text.reads(cfg)
 
 
 def info(cfg: Any) -> Info:
   """Returns the shapes that `cfg` declares; touches no file.
 
   Raises:
-    ValueError: if image_size, channels or num_classes is missing.
+    ValueError: if image_size, channels or num_classes is missing, or text is not as in text.py.
 
   >>> info({"image_size": 64, "channels": 3, "num_classes": 0}).shape
   {'image': (64, 64, 3)}
   """
-  return images.declared(cfg, "tfds")
+  return text.declared(cfg, images.declared(cfg, "tfds"))
 
 
 def _builder(cfg: Any) -> Any:
@@ -130,10 +131,33 @@ def _label(value: Any, num_classes: int, where: str) -> np.int32:
   return np.int32(x)
 
 
+def _captions(
+  builder: Any, key: str, spec: str, decoders: dict
+) -> list[tuple[int, tuple[str, str]]]:
+  """Returns (example, (caption, where it stands)) of a split, in order.
+
+  Raises:
+    ValueError: if an example has none, or the feature is no text.
+  """
+  found = []
+  for i, example in enumerate(builder.as_data_source(split=spec, decoders=decoders)):
+    where = f"example {i} of {spec} in {builder.info.full_name}"
+    several = example[key] if isinstance(example[key], list | np.ndarray) else [example[key]]
+    kinds = [isinstance(x, bytes | str) for x in several]
+    if key in decoders or not kinds or not all(kinds):  # an image that is not decoded is bytes too
+      raise ValueError(
+        f"{where} has no text in {key!r}: set --config.data.text_key to a feature that is a text,"
+        " or to ''"
+      )
+    said = [x.decode("utf-8", "replace") if isinstance(x, bytes) else x for x in several]
+    found += [(i, (x, f"the text of {where}")) for x in said]
+  return found
+
+
 def load(
   cfg: Any, split: str, *, seed: int = 0, shuffle: bool = True, part: tuple[int, int] = (0, 1)
 ) -> Source:
-  """Loads a split; rows image uint8 [H, W, C] and, with classes, label i32.
+  """Loads a split; rows image uint8 [H, W, C] and, with classes, label i32, with text tokens i32.
 
   Args:
     cfg: config.data.
@@ -174,6 +198,8 @@ def load(
   keys = {"image": cfg.get("image_key") or "image"}
   if facts.num_classes:
     keys["label"] = cfg.get("label_key") or "label"
+  if "tokens" in facts.shape:
+    keys["text"] = cfg["text_key"]
   for what, key in keys.items():
     if key not in facts_of_set.features:
       raise ValueError(
@@ -208,12 +234,21 @@ def load(
       "--config.data.dir to the folder where it is prepared"
     ) from error
   height, width, channels = facts.shape["image"]
+  rows, tokenizer, digest = [(i, {}) for i in range(len(examples))], "", {}
+  if "text" in keys:
+    told = {s: _captions(builder, keys["text"], specs[s], decoders) for s in num}
+    flat = [caption for captions in told.values() for _, caption in captions]
+    tokens, tokenizer = text.of_set(flat, cfg)
+    digest["captions"] = text.digest(caption for caption, _ in flat)
+    start = 0 if split == next(iter(told)) else len(flat) - len(told[split])
+    own = zip(told[split], tokens[start : start + len(told[split])], strict=True)
+    rows = [(i, {"tokens": row}) for (i, _), row in own]
 
-  def read(i: int) -> dict[str, np.ndarray]:
+  def read(row: tuple[int, dict]) -> dict[str, np.ndarray]:
     from PIL import Image
 
-    example, where = examples[int(i)], f"example {i} of {specs[split]} in {facts_of_set.full_name}"
-    label = {}
+    i, label = row[0], dict(row[1])
+    example, where = examples[i], f"example {i} of {specs[split]} in {facts_of_set.full_name}"
     if "label" in keys:
       label["label"] = _label(example[keys["label"]], facts.num_classes, where)
     if keys["image"] in files:
@@ -230,7 +265,7 @@ def load(
 
   source = stream.from_reader(
     facts,
-    memory.rows(cfg, split, len(examples)),
+    [rows[i] for i in memory.rows(cfg, split, len(rows))],
     read,
     images.decoder(channels),
     memory_mb=cfg.get("memory_mb", stream.MEMORY_MB),
@@ -243,5 +278,6 @@ def load(
     "bytes": int(facts_of_set.dataset_size),
     "splits": {s: specs[s] for s in num},
     "examples": num,
+    **digest,
   }
-  return source._replace(classes=classes, origin=origin)
+  return source._replace(classes=classes, tokenizer=tokenizer, origin=origin)

@@ -1,4 +1,4 @@
-"""What was run and what it reached: DIR/config.json and DIR/eval.json."""
+"""What was run and what it reached: DIR/config.json, DIR/eval.json, and DIR/tokenizer.json."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 from gm.workdir import files
 
 SECTIONS = ("data", "model")  # tables inside of every config
+TOKENIZER = "tokenizer.json"
 
 
 def _version(package: str) -> str:
@@ -80,6 +81,33 @@ def read_config(workdir: str | Path) -> dict:
     if not isinstance(table, dict):
       raise ValueError(f"{path} has no table {name!r}; {remedy}")
   return facts
+
+
+def write_tokenizer(workdir: str | Path, tokenizer: str) -> None:
+  """Writes DIR/tokenizer.json, which turns text into the tokens that a run is trained on.
+
+  Raises:
+    ValueError: if another one is there already: the captions have changed.
+  """
+  path = Path(workdir) / TOKENIZER
+  if path.exists() and path.read_text(encoding="utf-8") != tokenizer:
+    raise ValueError(
+      f"the captions are not those that {path} was made of: put them back as they were, or start"
+      " anew with another --workdir"
+    )
+  files.write_bytes(path, tokenizer.encode())
+
+
+def read_tokenizer(workdir: str | Path) -> str:
+  """Reads DIR/tokenizer.json.
+
+  Raises:
+    ValueError: if it is missing or damaged.
+  """
+  path = Path(workdir) / TOKENIZER
+  remedy = "put back a copy; or the command that trained the run, given again, makes it anew"
+  files.read_json(path, remedy)
+  return path.read_text(encoding="utf-8")
 
 
 def read_steps(workdir: str | Path) -> dict[str, int]:
