@@ -31,6 +31,7 @@ class Sampler:
     images: names of all entries that are images.
     conditional: whether they depend on a label.
     walks: whether there is a latent to walk in.
+    completes: whether images are finished in place of samples.
     inputs: images [N, H, W, C] that were given in place of examples, or None.
     prompts: tokens i32 [N, T] that were given in place of examples' texts, or None.
     bytes: of one sample with its seed.
@@ -68,9 +69,9 @@ class Sampler:
         f"--complete: stage {self.stage.name} of this {job.config.method} finishes no images: leave"
         " it out"
       )
-    self._make, flag = self.stage.sample, "--input"
-    if complete is not None:
-      self._make, inputs, flag = self.stage.complete, complete, "--complete"
+    self.completes, flag = complete is not None, "--input"
+    if self.completes:
+      inputs, flag = complete, "--complete"
     known = len(classes) == self.info.num_classes
     self.classes = list(classes if known else map(str, range(self.info.num_classes)))
     size = sum(math.prod(shape) for shape in self.info.shape.values())
@@ -83,8 +84,8 @@ class Sampler:
     told = {"label", "tokens"}  # said of a sample
     self.data = sorted((set(found) & set(self.info.shape)) - told or set(found))
     self.conditional = any("label" in found[name] for name in self.data)
-    self.walks = self.stage.latent is not None and complete is None
-    self._own = inputs is not None and complete is None  # labels of the inputs: they have none
+    self.walks = self.stage.latent is not None and not self.completes
+    self._own = inputs is not None and not self.completes  # labels of the inputs: they have none
     self._source, self.inputs, self.prompts = None, None, prompts
     needs = set().union(*(found[name] for name in self.data)) - {"label"}
     if prompts is not None:
@@ -115,6 +116,10 @@ class Sampler:
     if self.stage.ready is not None:
       with sharding.over(job.mesh):
         self.state = jax.jit(self.stage.ready)(state)
+
+  @property
+  def _make(self):
+    return self.stage.complete if self.completes else self.stage.sample
 
   def stream(
     self,

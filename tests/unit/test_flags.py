@@ -66,8 +66,8 @@ def refusal(config, key, or_key=None):
 
 
 def free_of(config):
-  on_disk = config.data.source in ("folder", "tfds")
-  return FREE | ({"data.name"} if on_disk else set())
+  of_source = {"folder": {"data.name"}, "tfds": {"data.name", "data.text_key"}}
+  return FREE | of_source.get(config.data.source, set())
 
 
 @pytest.mark.parametrize("name", METHODS)
