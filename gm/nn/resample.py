@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gm.nn import conv
@@ -53,13 +54,15 @@ def _fir(f: _Fir, x: jax.Array) -> jax.Array:
   firsts = [first for phase in phases for first, _ in phase]
   below = max(0, -min(firsts, default=0))
   above = max(0, max(firsts, default=0) + stride * (count - 1) + 1 - f.size)
-  edges = [(0, 0)] * x.ndim
-  edges[f.axis] = (below, above)
-  x = jnp.pad(x, edges)
+  edges = [(0, 0, 0)] * x.ndim
+  edges[f.axis] = (below, above, 0)
+  x = lax.pad(x, np.zeros((), x.dtype), edges)  # lax: a step traces this some hundred times
   cut = lambda i: lax.slice_in_dim(x, i, i + stride * (count - 1) + 1, stride, f.axis)
-  sums = [[h * cut(first + below) for first, h in phase] for phase in phases]
+  weigh = lambda x, h: lax.mul(x, lax.full_like(x, h))
+  sums = [[weigh(cut(first + below), h) for first, h in phase] for phase in phases]
   shape = lambda n: (*x.shape[: f.axis], n, *x.shape[f.axis + 1 :])
-  sums = [sum(parts) if parts else jnp.zeros(shape(count), x.dtype) for parts in sums]
+  none = lambda: jnp.zeros(shape(count), x.dtype)
+  sums = [functools.reduce(lax.add, parts) if parts else none() for parts in sums]
   if num_phases == 1:
     return sums[0]
   y = jnp.stack(sums, f.axis + 1).reshape(shape(count * num_phases))
