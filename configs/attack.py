@@ -37,6 +37,7 @@ def get_config(variant="small"):
   m.a_moves = 1  # of A where it sees the slope, anew before each
   m.c_steps, m.a_steps, m.once_steps = 800, 200, 150  # of the stages before the last
   m.eps, m.pgd_step, m.pgd_steps, m.restarts = 0.3, 0.01, 40, 2  # pixels in [0, 1]
+  m.watch_every = 50  # steps of the game between looks at what stands; as c.log_every
   m.num_tries = 200  # of the search without gradients
   m.near_weight, m.near_rounds, m.near_steps, m.near_stride = 10.0, 6, 40, 1.0  # of the nearest
   if variant == "network":
@@ -44,7 +45,7 @@ def get_config(variant="small"):
   if variant == "compete":
     m.game, c.num_steps, m.a_steps = "compete", 1_500, 150
     c.lr, c.batch_size, m.c_dropout = 4e-3, 64, 0.0
-    m.a_sees = "slope"
+    m.a_sees, m.a_moves = "slope", 2
   if variant == "paper":
     c.data.source, c.data.name = "prepared", "mnist"
     m.game, c.lr, m.a_lr = "compete", 1e-4, 1e-4
@@ -59,5 +60,6 @@ def get_config(variant="small"):
     c.log_every = c.sample_every = c.checkpoint_every = 1
     m.c_steps = m.a_steps = m.once_steps = 2
     m.c_widths, m.c_features, m.c_dropout, m.a_base, m.a_sees = (4, 4), 16, 0.5, 4, "slope"
+    m.watch_every = 1
     m.pgd_steps, m.num_tries, m.near_rounds, m.near_steps = 2, 2, 2, 2
   return c
