@@ -384,23 +384,21 @@ def test_the_network_reaches_four_fifths_of_pgd_in_a_tenth_of_its_time(tmp_path,
 
 
 def stands(found):
-  """What the game promises: it holds against attacks made anew, as the one finetuned does not.
-
-  Of seed 0 more than half of the images stand against PGD; Madry et al. reach more, against PGD.
-  """
+  """What the game promises: it holds against attacks made anew, as the one finetuned does not."""
   return (
     found["accuracy"] >= 0.95
-    and found["pgd_accuracy"] >= 0.45
-    and found["longer_accuracy"] >= 0.30
-    and found["search_accuracy"] >= 0.65
+    and found["pgd_accuracy"] >= 0.70
+    and found["longer_accuracy"] >= 0.65
+    and found["search_accuracy"] >= 0.75
     and found["once_pgd_accuracy"] <= 0.30
     and found["once_old_accuracy"] >= 0.80
   )
 
 
 @pytest.mark.learning
-def test_compete_stands_against_fresh_attacks(tmp_path):
-  found = train(config_of("compete"), tmp_path / "run")
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_compete_stands_against_fresh_attacks(tmp_path, seed):
+  found = train(config_of("compete", seed=seed), tmp_path / "run")
   assert stands(found), found
 
 
