@@ -17,7 +17,7 @@ a density, seed 0: gaussian -472, gaussian_shared -501, gaussian_pixel -2,059 (o
 change it is sure), 2 to 3 minutes each, 9 with other work beside it.
 evidence, seed 0, 20 latents, means over 20 test digits: 10,000 draws of the prior give -159.0 nats,
 500 of q -114.4, annealing -113.7, the ELBO -118.0; for 8 others a million draws of the prior are
-still about 20 nats too low. 101 s of the processor, on busy cores; one seed, so no spread is known.
+still about 20 nats too low. 119 s of the processor, on busy cores; one seed, so no spread is known.
 """
 
 from configs import common

@@ -32,6 +32,15 @@ def project(x: jax.Array, centre: jax.Array, radius: jax.Array | float) -> jax.A
   return jnp.clip(x, jnp.maximum(centre - radius, -1.0), jnp.minimum(centre + radius, 1.0))
 
 
+def difference(x: jax.Array, attacked: jax.Array) -> jax.Array:
+  """Ten times the change of every pixel, as an image: grey where there is none.
+
+  >>> difference(jnp.array([0.5, 0.5]), jnp.array([0.5, 0.75])).tolist()
+  [0.0, 1.0]
+  """
+  return jnp.clip(10 * (attacked - x), -1.0, 1.0)
+
+
 def margin(logits: jax.Array, label: jax.Array) -> jax.Array:
   """How far the best other class is above the label's: positive where the answer is wrong.
 

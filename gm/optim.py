@@ -231,3 +231,23 @@ def burda(lr: float, steps_per_epoch: int) -> optax.Schedule:
   """
   ends = [steps_per_epoch * (3 ** (i + 1) - 1) // 2 for i in range(7)]
   return piecewise([lr * round(10 ** (1 - i / 7), 1) / 10 for i in range(8)], ends)
+
+
+def by_name(name: str, lr: float, num_steps: int, steps_per_epoch: int = 0) -> Rate:
+  """The rate that a config names: constant, which is the number itself, cosine or burda.
+
+  Args:
+    name: of the rate.
+    lr: at the first update.
+    num_steps: of training, for cosine.
+    steps_per_epoch: for burda.
+
+  >>> by_name("constant", 0.1, 10), round(by_name("cosine", 0.1, 10)(5).item(), 4)
+  (0.1, 0.05)
+  """
+  rates = {
+    "constant": lambda: lr,
+    "cosine": lambda: cosine(lr, num_steps),
+    "burda": lambda: burda(lr, steps_per_epoch),
+  }
+  return rates[name]()

@@ -14,7 +14,8 @@ r, to one step along the sign of the slope (fgsm) and to 40 (pgd, Madry et al., 
 arXiv:1706.06083); `network` adds A against a C that stands still, Baluja and Fischer, 2017,
 arXiv:1703.09387; `compete` first finetunes a copy of C, `once`, on what this A finds, and then lets
 C and A move in turn. Accuracies under pgd and fgsm are of attacks made anew on each classifier;
-those under network are of the A that was trained along, and prove nothing.
+those under network are of the A that was trained along, and prove nothing. train_pgd_accuracy is of
+images before C learns from them; --config.eval_every adds what is measured on the test split.
 Departures: |r|^2 by steps of fixed length, clipped to the box after each, for |r| by L-BFGS. A may
 see the slope of C's loss at a random point of the ball (model.a_sees), after Lee et al., 2017,
 arXiv:1705.03387. `paper` is Madry's network and numbers, but its game is against A, theirs against
@@ -38,11 +39,6 @@ PICTURES, CURVES, MOST_EPS = 16, 128, 0.5  # examples shown, in curves up to thi
 GAIN = 5.0  # of A's output: it has to reach the ends of tanh
 
 
-def difference(x: jax.Array, attacked: jax.Array) -> jax.Array:
-  """Ten times the change of every pixel, in grey where there is none."""
-  return jnp.clip(10 * (attacked - x), -1.0, 1.0)
-
-
 def stages(config, info: core.Info) -> list[core.Stage]:
   """Returns the stages of model.game: classifier; network; finetune, compete.
 
@@ -54,7 +50,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   if info.num_classes < 2:
     raise ValueError(flags.unlabelled("attack", config.data))
   game = GAMES.index(flags.choice(m, "game", GAMES))
-  flags.within(m, "c_widths", "c_features", "a_base", "a_moves", least=1)
+  flags.within(m, "c_widths", "c_features", "a_base", "a_moves", "watch_every", least=1)
   flags.within(m, "c_steps", "a_steps", "once_steps", least=0, most=flags.MOST_STEPS)
   flags.within(m, "c_dropout", least=0.0, below=1.0)
   flags.within(m, "a_lr", "pgd_step", "near_weight", "near_stride", above=0.0)
@@ -130,6 +126,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def pgd(key, params, x, y, num_steps=m.pgd_steps, size=radius, step=stride):
     return attacks.pgd(key, against(params, y), x, size, step=step, num_steps=num_steps)
 
+  def stands(key, params, x, y, **how):  # the share that is still right
+    return right(params, pgd(key, params, x, y, **how), y)
+
   def worst(key, params, x, y):  # over several starts
     keys = jax.random.split(key, m.restarts)
     return attacks.worst(keys, lambda k: pgd(k, params, x, y), wrong(params, y), x)
@@ -153,7 +152,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return new, before, C(p["c"], new).argmax(-1).astype(jnp.int32)
 
   def row(x, new, before, after):  # original, difference, attacked, and what C says of them
-    tiles = jnp.stack([x, difference(x, new), new], axis=1)
+    tiles = jnp.stack([x, attacks.difference(x, new), new], axis=1)
     return tiles, jnp.stack([before, jnp.full_like(before, -1), after], axis=1)
 
   def sample(state, batch, key):
@@ -195,13 +194,12 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     def line(key, params):
       def at(given):  # steps in proportion, one start
         key, size = given[0], 2 * given[1]
-        new = pgd(key, params, x, y, size=size, step=size * m.pgd_step / m.eps)
-        return right(params, new, y)
+        return stands(key, params, x, y, size=size, step=size * m.pgd_step / m.eps)
 
       return jax.lax.map(at, (jax.random.split(key, len(eps)), eps))
 
-    keys = core.keys(key, *named)
-    return {"x": eps, **{n: line(getattr(keys, n), params) for n, params in named.items()}}
+    keys, axes = core.keys(key, *named), "x: eps; y: accuracy under pgd"
+    return {axes: eps, **{n: line(getattr(keys, n), params) for n, params in named.items()}}
 
   def show(state, batch, key):
     """Attacks with what C says of them, and accuracy against the size of an attack."""
@@ -222,12 +220,16 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     def init(key, batch, prev):
       params = first(key, batch, prev)
       opt = {n: core.init_slot(tx[n], params, [n]) for n in rates}
-      return core.State(step=jnp.zeros((), jnp.int32), params=params, opt=opt)
+      extra = {"stands": jnp.zeros(())} if name == "compete" else {}
+      return core.State(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra=extra)
 
     def step(state, batch, key):
-      k = core.keys(key, "start", *rates)
-      given = {"x": batch["image"], "y": batch["label"], "start": starts(k.start, batch["image"])}
-      found = {}
+      k, x, y = core.keys(key, "start", *rates, "pgd"), batch["image"], batch["label"]
+      given, found = {"x": x, "y": y, "start": starts(k.start, x)}, {}
+      if "stands" in state.extra:
+        look = lambda s: s.replace(extra={"stands": stands(k.pgd, s.params["c"], x, y)})
+        state = core.every(m.watch_every, state.step, look, state)
+        found["train_pgd_accuracy"] = state.extra["stands"]
       for n in rates:
         b = {**given, "drop": getattr(k, n)}
         state, more = core.minimize(state, tx[n], moves[n], [n], b, accumulate=config.accumulate)
@@ -251,9 +253,6 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def with_first(key, batch, prev):
     return {**prev.params, "plain": prev.params["c"], "first": prev.params["a"]}
 
-  def hold_c(state, batch, key):
-    return hold(state.params, key, batch["image"], batch["label"])
-
   def hold_a(state, batch, key):
     k, p, x, y = core.keys(key, "c", "a"), state.params, batch["image"], batch["label"]
     new = A(p["a"], p["c"], x, y, starts(k.a, x))
@@ -275,17 +274,18 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     k = core.keys(key, "a", "once", "more", "search")
     p, x, y = state.params, batch["image"], batch["label"]
     some = slice(-(-len(x) // 4))  # of what is dear
-    longer = pgd(k.more, p["c"], x[some], y[some], num_steps=4 * m.pgd_steps, step=stride / 2)
+    longer = {"num_steps": 4 * m.pgd_steps, "step": stride / 2}
     blind = attacks.random_search(
       k.search, wrong(p["c"], y[some]), x[some], radius, num_tries=m.num_tries
     )
     return {
       **hold_a(state, batch, k.a),
       **hold_once(state, batch, k.once),
-      "longer_accuracy": right(p["c"], longer, y[some]),
+      "longer_accuracy": stands(k.more, p["c"], x[some], y[some], **longer),
       "search_accuracy": right(p["c"], blind, y[some]),
     }
 
+  hold_c = lambda state, batch, key: hold(state.params, key, batch["image"], batch["label"])
   own_a = lambda p, b: A(p["a"], p["c"], b["x"], b["y"], b["start"])
   lone = {n: c_loss(n) for n in ("c", "other")}
   both, once = {"c": c_loss("c", own_a), "a": a_loss}, {"once": c_loss("once", own_a)}

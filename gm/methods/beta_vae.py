@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from gm import core, diagnostics, flags, losses, optim, pictures
 from gm.nets import beta_vae, mlp
 from gm.nn import init as inits
-from gm.probability import aggregate, factors, likelihood, pixels
+from gm.probability import aggregate, evidence, factors, likelihood, pixels
 
 OBJECTIVES = (
   *("beta", "capacity", "free_bits_unit", "free_bits_group"),
@@ -87,8 +87,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   shape = info.shape["image"]
   enc, dec = networks(m, shape, config.compute_dtype)
   d = mlp.Discriminator(m.d_widths, dtype=config.compute_dtype)
-  cosine = m.schedule == "cosine"
-  rate = optim.cosine(config.lr, config.num_steps) if cosine else config.lr
+  rate = optim.by_name(m.schedule, config.lr, config.num_steps)
   tx = {"vae": optim.adam(rate), "d": optim.adam(m.d_lr, b1=0.5, b2=0.9)}
   players, factor = ["enc", "dec"], m.objective == "factor"
   warm, rise = optim.ramp(m.warmup), optim.ramp(m.capacity_steps)
@@ -190,15 +189,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     k = core.keys(key, "pixels", "elbo", "weights")
     x, p = observe(batch, k.pixels), state.params
     z, mean, log_var = draw(p, x, jax.random.normal(k.elbo, (len(x), m.z_dim)))
-    distortion, rate = -log_likelihood(p, x, z).mean(), likelihood.kl_gaussian(mean, log_var).mean()
-
-    def part(key):
-      z, mean, log_var = draw(p, x, jax.random.normal(key, (m.eval_chunk, len(x), m.z_dim)))
-      log_q = likelihood.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
-      log_p = likelihood.standard_normal_log_prob(z, event_ndim=1)
-      return log_likelihood(p, x, z) + log_p - log_q
-
-    log_w = likelihood.in_parts(part, k.weights, m.eval_k, m.eval_chunk)
+    of_z = lambda z: log_likelihood(p, x, z)
+    distortion, rate = -of_z(z).mean(), likelihood.kl_gaussian(mean, log_var).mean()
+    log_w = evidence.importance_weights(
+      k.weights, of_z, mean, log_var, m.eval_k, chunk=m.eval_chunk
+    )
     known = {"factors": batch["factors"]} if "factors" in batch else {}
     return {
       "elbo": -(distortion + rate),

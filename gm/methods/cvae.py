@@ -69,10 +69,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     nets["prior"] = mlp.Encoder(m.z_dim, m.prior_widths, **options)
   players = list(nets)
   slot = "+".join(players)
-  if m.schedule == "cosine":
-    rate = optim.cosine(config.lr, config.num_steps)
-  else:
-    rate = optim.burda(config.lr, m.steps_per_epoch)
+  rate = optim.by_name(m.schedule, config.lr, config.num_steps, m.steps_per_epoch)
   tx = optim.adam(rate, eps=m.adam_eps)
 
   def encode(p, x, y):  # -> mean, log_var of q(z|x, y), [B, Z]

@@ -127,10 +127,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   # z_i to mean and log-variance of z_i+1, where z_0 = x, and back, at last to logits
   up = [net((2, sizes[i + 1]), i) for i in range(num_layers)]
   down = [net((2, sizes[i]) if i else sizes[:1], i) for i in range(num_layers)]
-  if m.schedule == "cosine":
-    rate = optim.cosine(config.lr, config.num_steps)
-  else:
-    rate = optim.burda(config.lr, m.steps_per_epoch)
+  rate = optim.by_name(m.schedule, config.lr, config.num_steps, m.steps_per_epoch)
   tx = optim.adam(rate, eps=m.adam_eps)
   players = ["enc", "dec"]
 

@@ -88,10 +88,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   else:
     up = [net((2, sizes[i + 1]), i) for i in range(num_layers)]
   down = [net((2, sizes[i]) if i else sizes[:1], i) for i in range(num_layers)]
-  cosine = m.schedule == "cosine"
-  tx = optim.adam(
-    optim.cosine(config.lr, config.num_steps) if cosine else config.lr, eps=m.adam_eps
-  )
+  tx = optim.adam(optim.by_name(m.schedule, config.lr, config.num_steps), eps=m.adam_eps)
   if m.clip:
     tx = optax.chain(optax.clip(m.clip), tx)
   players, warm = ["enc", "dec"], optim.ramp(m.warmup)

@@ -77,10 +77,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   dec = mlp.Decoder((num_out,), widths=m.dec_widths, activation=m.activation, dtype=dtype)
   players = ["enc", "dec", *(["std"] if m.likelihood == "gaussian_shared" else [])]
   slot = "+".join(players)
-  if m.schedule == "cosine":
-    rate = optim.cosine(config.lr, config.num_steps)
-  else:
-    rate = optim.burda(config.lr, m.steps_per_epoch)
+  rate = optim.by_name(m.schedule, config.lr, config.num_steps, m.steps_per_epoch)
   tx = optim.adam(rate, eps=m.adam_eps)
 
   def encode(p, x):  # -> mean, log_var [B, Z]
@@ -106,12 +103,6 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def terms(p, x, eps):  # -> distortion, rate [B]
     z, mean, log_var = draw(p, x, eps)
     return -log_likelihood(p, x, z), likelihood.kl_gaussian(mean, log_var)
-
-  def log_weights(p, x, eps):  # eps [k, B, Z] -> log p(x, z) / q(z|x), [k, B]
-    z, mean, log_var = draw(p, x, eps)
-    log_prior = likelihood.standard_normal_log_prob(z, event_ndim=1)
-    log_posterior = likelihood.gaussian_log_prob(z, mean, 0.5 * log_var, event_ndim=1)
-    return log_likelihood(p, x, z) + log_prior - log_posterior
 
   def observe(batch, key):  # what the likelihood is of, [B, P]
     x = pixels.unit(batch["image"])
@@ -164,12 +155,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     k = core.keys(key, "pixels", "elbo", "weights", "evidence")
     x, p = observe(batch, k.pixels), state.params
     z, mean, log_var = draw(p, x, jax.random.normal(k.elbo, (len(x), m.z_dim)))
-    distortion, rate = -log_likelihood(p, x, z).mean(), likelihood.kl_gaussian(mean, log_var).mean()
-
-    def part(key):
-      return log_weights(p, x, jax.random.normal(key, (m.eval_chunk, len(x), m.z_dim)))
-
-    log_w = likelihood.in_parts(part, k.weights, m.eval_k, m.eval_chunk)
+    of_z = lambda z: log_likelihood(p, x, z)
+    distortion, rate = -of_z(z).mean(), likelihood.kl_gaussian(mean, log_var).mean()
+    log_w = evidence.importance_weights(
+      k.weights, of_z, mean, log_var, m.eval_k, chunk=m.eval_chunk
+    )
     found = {
       "elbo": -(distortion + rate),
       "distortion": distortion,

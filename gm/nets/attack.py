@@ -51,7 +51,8 @@ class Perturber(nn.Module):
   """What it is shown [B, H, W, I] -> a direction for every pixel [B, H, W, channels], float32.
 
   U-shaped: twice to half the resolution, a residual block there, and back beside what was before.
-  Zero at the start.
+  At the full resolution each pixel of what is shown is added by itself, as a convolution there
+  would take most of the time. Zero at the start.
 
   Attributes:
     channels: of the image that is perturbed.
@@ -66,16 +67,17 @@ class Perturber(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Finds directions."""
     act, shown = nn.leaky_relu, x.astype(self.dtype)
-    layer = {"kernel_init": nn.initializers.he_normal(), "dtype": self.dtype}
+    he, zeros = nn.initializers.he_normal(), nn.initializers.zeros
+    layer = {"kernel_init": he, "dtype": self.dtype}
+
+    def up(x, width, like, init=he):  # an odd side was rounded up on the way down
+      x = conv.ConvTranspose(width, 4, 2, kernel_init=init, dtype=self.dtype)(x)
+      return x[:, : like.shape[1], : like.shape[2]]
+
     half = act(conv.Conv(self.base, 4, 2, **layer)(shown))
     quarter = act(conv.Conv(2 * self.base, 4, 2, **layer)(half))
     within = act(conv.Conv(2 * self.base, 3, **layer)(quarter))
     quarter = quarter + conv.Conv(2 * self.base, 3, **layer)(within)
-
-    def up(x, like):  # an odd side was rounded up on the way down
-      x = act(conv.ConvTranspose(self.base, 4, 2, **layer)(act(x)))
-      return jnp.concatenate([x[:, : like.shape[1], : like.shape[2]], like], axis=-1)
-
-    x = up(up(quarter, half), shown)
-    x = conv.Conv(self.channels, 3, kernel_init=nn.initializers.zeros, dtype=self.dtype)(x)
-    return x.astype(jnp.float32)
+    x = jnp.concatenate([act(up(act(quarter), self.base, half)), half], axis=-1)
+    alone = conv.Conv(self.channels, 1, kernel_init=zeros, dtype=self.dtype)(shown)
+    return (up(x, self.channels, shown, zeros) + alone).astype(jnp.float32)

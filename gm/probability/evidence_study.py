@@ -9,6 +9,14 @@ import jax.numpy as jnp
 
 from gm.probability import evidence, linear_gaussian
 
+# what a plot's axes are, where its x stands
+DRAWS = {
+  "estimate": "x: log10 of the draws; y: log p(x), nats",
+  "bias": "x: log10 of the draws; y: estimate - log p(x), nats",
+  "spread": "x: log10 of the draws; y: standard deviation of an estimate, nats",
+}
+LATENTS = "x: latents; y: estimate - log p(x), nats"
+
 
 def over_draws(
   key: jax.Array,
@@ -19,6 +27,7 @@ def over_draws(
   exact: jax.Array | None = None,
   num_prior: int = 1_000_000,
   num_importance: int = 10_000,
+  chains: int = 8,
   **annealing: int,
 ) -> dict[str, dict[str, jax.Array]]:
   """Estimates of log p(x), their bias and their spread, against log10 of the number of draws.
@@ -34,13 +43,13 @@ def over_draws(
     exact: log p(x), [B]; None: what annealed importance sampling gives, which is too low by little.
     num_prior: draws from the prior, of which all estimates by fewer are made; a power of 10.
     num_importance: draws of q for each example, likewise, and no more.
-    **annealing: of `evidence.annealed_weights`; chains is their number.
+    chains: of annealed importance sampling, for each example.
+    **annealing: numbers of `evidence.annealed_weights`.
 
   Returns:
-    {"estimate", "bias", "spread"}, each {"x": log10 n, name: curve}.
+    {"estimate", "bias", "spread"}, each {DRAWS[..]: log10 n, name: curve}.
   """
   k_prior, k_q, k_chains = jax.random.split(key, 3)
-  chains = annealing.pop("chains", 8)
   b, z_dim = mean.shape
   plain = evidence.prior_weights(k_prior, log_likelihood, (b, z_dim), num_prior)
   num = min(num_importance, num_prior)
@@ -61,7 +70,7 @@ def over_draws(
   known = {} if exact is None else {"exact": level(truth)}
   return {
     "estimate": {
-      "x": x,
+      DRAWS["estimate"]: x,
       "prior": prior,
       "importance (bound L_n)": bound,
       "annealed": level(annealed),
@@ -69,12 +78,12 @@ def over_draws(
       **known,
     },
     "bias": {
-      "x": x,
+      DRAWS["bias"]: x,
       "prior": prior - truth,
       "importance": bound - truth,
       "annealed": level(annealed - truth),
     },
-    "spread": {"x": x, "prior": prior_spread, "importance": bound_spread},
+    "spread": {DRAWS["spread"]: x, "prior": prior_spread, "importance": bound_spread},
   }
 
 
@@ -120,6 +129,7 @@ def over_latents(
   num_prior: int = 10_000,
   num_importance: int = 500,
   num_bound: int = 50,
+  chains: int = 8,
   **annealing: int,
 ) -> dict[str, jax.Array]:
   """Errors of estimates of log p(x) by linear models of the data, against their latents.
@@ -135,13 +145,13 @@ def over_latents(
     num_prior: draws from the prior.
     num_importance: draws of q for each example.
     num_bound: draws of the importance-weighted bound.
-    **annealing: of `evidence.annealed_weights`; chains is their number.
+    chains: of annealed importance sampling, for each example.
+    **annealing: numbers of `evidence.annealed_weights`.
 
   Returns:
-    {"x": i32 latents, name: mean over examples of estimate - log p(x), nats}.
+    {LATENTS: their i32 numbers, name: mean over examples of estimate - log p(x), nats}.
   """
-  chains, x = annealing.pop("chains", 8), data[:num_examples]
-  mean, cov, rows = data.mean(0), jnp.cov(data.T, bias=True), []
+  x, mean, cov, rows = data[:num_examples], data.mean(0), jnp.cov(data.T, bias=True), []
   for d, one in zip(latents, jax.random.split(key, len(latents))):
     k_turn, k_prior, k_q, k_chains = jax.random.split(one, 4)
     model = rotated(k_turn, linear_gaussian.maximum_likelihood(mean, cov, d))
@@ -164,4 +174,4 @@ def over_latents(
     }
     rows.append({name: (v - exact).mean() for name, v in found.items()})
   curves = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
-  return {"x": jnp.array(latents, jnp.int32), **curves, "exact": jnp.zeros(len(latents))}
+  return {LATENTS: jnp.array(latents, jnp.int32), **curves, "exact": jnp.zeros(len(latents))}

@@ -46,6 +46,12 @@ def _uniform(key: jax.Array, n: int) -> jax.Array:
   return jax.random.uniform(key, (n,), float)
 
 
+def _moments_of_draws() -> jax.Array:
+  inverse = sampling.quadratic_inverse_cdf
+  x = sampling.inverse_transform(jax.random.key(0), inverse, (NUM_DRAWS,))
+  return jnp.stack([x.mean(), x.var()])
+
+
 def _densities(shift: float) -> tuple[jax.Array, jax.Array]:  # N(0, 1) and N(shift, 1), on a grid
   x = jnp.linspace(-12.0, 12.0 + shift, 40_001)[:, None]
   one = jnp.eye(1)
@@ -61,6 +67,8 @@ def questions() -> list[Question]:
   asked = [
     ("density 3/8 x^2 on [0, 2]: its median, F^-1(1/2) = 2 (1/2)^(1/3)",
      "sampling.quadratic_inverse_cdf", lambda: sampling.quadratic_inverse_cdf(0.5)),
+    ("its mean and variance, of draws x = F^-1(u), u uniform on [0, 1] (3/2 and 3/20)",
+     "sampling.inverse_transform", _moments_of_draws),
     ("rejection under the constant 3/2: share accepted (1/3)", "sampling.rejection",
      lambda: _acceptance(lambda k, n: 2 * _uniform(k, n), lambda x: jnp.log(1.5))),
     ("rejection under the triangle 3/4 x: share accepted (2/3)", "sampling.rejection",
@@ -77,8 +85,15 @@ def questions() -> list[Question]:
     ("E x", "joint.expectation", lambda: joint.expectation(px(), v)),
     ("E y", "joint.expectation", lambda: joint.expectation(py(), v)),
     ("E xy", "joint.expectation", lambda: joint.expectation(table, v[:, None] * v)),
+    ("E x, E y and E xy with the values 1, 2, 3 for 0, 1, 2", "joint.expectation",
+     lambda: jnp.stack([joint.expectation(px(), v + 1), joint.expectation(py(), v + 1),
+                        joint.expectation(table, (v[:, None] + 1) * (v + 1))])),
     ("E[y | x], for each x", "joint.conditional_expectation",
      lambda: joint.conditional_expectation(table, v, given=0)),
+    ("their mean over x, which is E y", "joint.expectation",
+     lambda: joint.expectation(px(), joint.conditional_expectation(table, v, given=0))),
+    ("variance of x and of y", "joint.covariance",
+     lambda: jnp.stack([joint.covariance(jnp.diag(p), v, v) for p in (px(), py())])),
     ("covariance of x and y", "joint.covariance", lambda: joint.covariance(table, v, v)),
     ("correlation of x and y", "joint.correlation", lambda: joint.correlation(table, v, v)),
     ("H(x), bits", "information.entropy", lambda: information.entropy(px(), **bits)),

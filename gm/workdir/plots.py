@@ -212,12 +212,13 @@ def table(name: str, table: Mapping[str, np.ndarray]) -> bytes:
     )
     if fits:
       return _classes(points, label)
-  elif "x" in table:
-    curves = {k: v for k, v in table.items() if k not in ("x", "draws")}
-    draws = table.get("draws")
-    fits = table["x"].ndim == 1 and all(c.shape == table["x"].shape for c in curves.values())
-    if fits and len(table["x"]) and (draws is None or draws.ndim == 1):
-      return _curves(table["x"], curves, draws)
+  elif said := next((k for k in table if k == "x" or k.startswith("x: ")), None):
+    x, draws = table[said], table.get("draws")
+    curves = {k: v for k, v in table.items() if k not in (said, "draws")}
+    fits = x.ndim == 1 and all(c.shape == x.shape for c in curves.values())
+    if fits and len(x) and (draws is None or draws.ndim == 1):
+      labels = [part[3:] for part in said.partition("; ")[::2]]  # of "x: one; y: another"
+      return _curves(x, curves, draws, labels)
   raise ValueError(
     f"show: {name!r} holds {shapes}; a plot is points [N, 2] with an optional label [N] of"
     " integers, or x [N] with curves [N] and optional draws [M]"
@@ -269,11 +270,16 @@ def _classes(x: np.ndarray, label: np.ndarray | None) -> bytes:
   return _png(figure)
 
 
-def _curves(x: np.ndarray, curves: Mapping, draws: np.ndarray | None) -> bytes:
+def _curves(
+  x: np.ndarray, curves: Mapping, draws: np.ndarray | None, labels: Sequence[str]
+) -> bytes:
   """[N], {name: [N]} and draws [M] -> PNG: curves over x on a histogram of density."""
   figure = _figure(6.4, 4.2)
-  axes = figure.add_axes((0.09, 0.08, 0.88, 0.83))
+  axes = figure.add_axes((0.11, 0.11, 0.86, 0.80))
   _tidy(axes)
+  style = {"fontsize": 9, "color": _INK, "parse_math": False}
+  axes.set_xlabel(labels[0], **style)
+  axes.set_ylabel(labels[1], **style)
   axes.grid(color="#eef0f2", linewidth=0.6)
   axes.set_axisbelow(True)
   if draws is not None and len(draws):

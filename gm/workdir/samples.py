@@ -164,7 +164,8 @@ def write_show(
       `tiles.captioned`;
     {"points": [N, 2], "label": int [N]}: a scatter, coloured by class where there is a label;
     {"x": [N], name: [N], ..., "draws": [M]}: a curve over x for each name and, where there are
-      draws, their histogram as a density behind the curves, for integers a bar at each.
+      draws, their histogram as a density behind the curves, for integers a bar at each. The key
+      of x may say what the axes are: "x: eps; y: accuracy".
 
   Args:
     workdir: the run's folder.

@@ -177,7 +177,12 @@ def test_a_raises_the_loss_of_the_new_c_in_its_mode_of_evaluation():
   assert found["loss_a"] < 0 < found["loss_c"]
 
 
-CLEAN = {"model.c_dropout": 0.0, "model.a_moves": 2}
+CLEAN = {"model.c_dropout": 0.0, "model.a_moves": 2, "model.watch_every": 2}
+
+
+@functools.cache
+def clean_step(i):
+  return jax.jit(lambda *args: made(**CLEAN).stages[i].step(*args), compiler_options=QUICK)
 
 
 def test_c_learns_from_clean_and_attacked_images_in_equal_parts():
@@ -188,9 +193,9 @@ def test_c_learns_from_clean_and_attacked_images_in_equal_parts():
   a = jax.tree.map(lambda p: p + 0.1, before["a"])  # which is zero at the start
   found = {}
   for i in (2, 3):  # finetune, compete
-    stage, state = run.stages[i], first_states(**CLEAN)[i]
-    step = jax.jit(lambda *args, stage=stage: stage.step(*args)[1], compiler_options=QUICK)
-    found |= step(state.replace(params={**state.params, "a": a}), batch, jax.random.key(3))
+    state = first_states(**CLEAN)[i]
+    state = state.replace(params={**state.params, "a": a})
+    found |= clean_step(i)(state, batch, jax.random.key(3))[1]
   k = core.keys(jax.random.key(3), "start", "c", "a")
   start = jax.random.uniform(k.start, x.shape, minval=-1.0)
   new = a_images(m, a, before["c"], x, y, start)
@@ -201,6 +206,30 @@ def test_c_learns_from_clean_and_attacked_images_in_equal_parts():
   assert abs(float(ce(new) - ce(x))) > 1e-2
   np.testing.assert_allclose(found["loss_c"], (ce(x) + ce(new)) / 2, rtol=1e-4)
   np.testing.assert_allclose(found["loss_once"], (ce(x) + ce(new)) / 2, rtol=1e-4)
+
+
+def test_what_stands_is_looked_at_now_and_then_before_c_moves():
+  """Every second step, of the images and the C of that step; the number stays until the next."""
+  run, state = made(**CLEAN), first_states(**CLEAN)[3]
+  m, x = run.config.model, batch_of(run)["image"]
+  c = nets.Classifier(10, widths=m.c_widths, features=m.c_features, pool=m.c_pool)
+  y = c.apply({"params": state.params["c"]}, x).argmax(-1)  # without an attack all would stand
+
+  def stands(params, key):
+    ce = lambda x: optax.softmax_cross_entropy_with_integer_labels(
+      c.apply({"params": params}, x), y
+    )
+    k = core.keys(key, "start", "c", "a", "pgd")
+    new = attacks.pgd(k.pgd, ce, x, 2 * m.eps, step=2 * m.pgd_step, num_steps=m.pgd_steps)
+    return (c.apply({"params": params}, new).argmax(-1) == y).mean()
+
+  said, wanted = [], []
+  for i in range(3):
+    wanted.append(float(stands(state.params["c"], jax.random.key(i))))
+    state, found = clean_step(3)(state, {"image": x, "label": y}, jax.random.key(i))
+    said.append(float(found["train_pgd_accuracy"]))
+  assert 0 < wanted[0] < 1 and wanted[2] != wanted[0]
+  np.testing.assert_allclose(said, [wanted[0], wanted[0], wanted[2]], atol=1e-6)
 
 
 def test_the_network_does_nothing_at_the_start_and_stays_in_the_ball():
@@ -355,23 +384,21 @@ def test_the_network_reaches_four_fifths_of_pgd_in_a_tenth_of_its_time(tmp_path,
 
 
 def stands(found):
-  """What the game promises: it holds against attacks made anew, as the one finetuned does not.
-
-  Of seed 0 more than half of the images stand against PGD; Madry et al. reach more, against PGD.
-  """
+  """What the game promises: it holds against attacks made anew, as the one finetuned does not."""
   return (
     found["accuracy"] >= 0.95
-    and found["pgd_accuracy"] >= 0.45
-    and found["longer_accuracy"] >= 0.30
-    and found["search_accuracy"] >= 0.65
+    and found["pgd_accuracy"] >= 0.70
+    and found["longer_accuracy"] >= 0.65
+    and found["search_accuracy"] >= 0.75
     and found["once_pgd_accuracy"] <= 0.30
     and found["once_old_accuracy"] >= 0.80
   )
 
 
 @pytest.mark.learning
-def test_compete_stands_against_fresh_attacks(tmp_path):
-  found = train(config_of("compete"), tmp_path / "run")
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_compete_stands_against_fresh_attacks(tmp_path, seed):
+  found = train(config_of("compete", seed=seed), tmp_path / "run")
   assert stands(found), found
 
 

@@ -12,7 +12,7 @@ from conftest import described, train
 from gm import core, errors, feed, job, optim, steps
 from gm.data import installed
 from gm.nets import mlp
-from gm.probability import likelihood, linear_gaussian
+from gm.probability import evidence_study, likelihood, linear_gaussian
 
 
 def config_of(variant, **changes):
@@ -238,10 +238,11 @@ def test_curves_of_the_estimates():
   found = show(state, batch, jax.random.key(1))
   curves = {n: v for n, v in found.items() if n.startswith("evidence_")}
   assert set(curves) == {f"evidence_{n}" for n in ("estimate", "bias", "spread", "latents")}
-  estimate = curves["evidence_estimate"]
-  assert estimate["x"].tolist() == [0, 1, 2, 3] and np.isfinite(estimate["prior"]).all()
-  assert curves["evidence_latents"]["x"].tolist() == [2, 5, 10, 20, 50]
-  assert all(np.isfinite(v).all() for v in curves["evidence_latents"].values())
+  estimate, latents = curves["evidence_estimate"], curves["evidence_latents"]
+  assert estimate[evidence_study.DRAWS["estimate"]].tolist() == [0, 1, 2, 3]
+  assert np.isfinite(estimate["prior"]).all()
+  assert latents[evidence_study.LATENTS].tolist() == [2, 5, 10, 20, 50]
+  assert all(np.isfinite(v).all() for v in latents.values())
 
 
 @pytest.mark.learning

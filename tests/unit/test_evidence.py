@@ -132,7 +132,7 @@ def test_plain_draws_fail_as_latents_are_added():
   options |= {"num_temperatures": 1_000, "num_leaps": 10}
   study = lambda key, x: evidence_study.over_latents(key, x, (2, 10, 20, 40), **options)
   found = jax.jit(study)(KEY, digits())
-  assert found["x"].tolist() == [2, 10, 20, 40]
+  assert found[evidence_study.LATENTS].tolist() == [2, 10, 20, 40]
   prior, weighted, annealed, elbo, bound = (
     np.asarray(found[n]) for n in ("prior", "importance", "annealed", "ELBO", "bound L_50")
   )
@@ -152,7 +152,7 @@ def test_curves_over_draws_begin_at_the_elbo_and_end_at_the_evidence():
   )
   found = study(KEY)
   estimate, bias, spread = (found[n] for n in ("estimate", "bias", "spread"))
-  assert estimate["x"].tolist() == [0, 1, 2, 3, 4, 5]
+  assert estimate[evidence_study.DRAWS["estimate"]].tolist() == [0, 1, 2, 3, 4, 5]
   np.testing.assert_allclose(estimate["exact"], exact.mean(), rtol=1e-6)
   start = float(estimate["importance (bound L_n)"][0])
   np.testing.assert_allclose(estimate["ELBO"], start, rtol=1e-4)

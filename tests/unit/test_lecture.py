@@ -15,6 +15,7 @@ PAGE = ROOT / "gm/probability/README.md"
 
 BY_HAND = {  # of the lecture's table and laws
   "density 3/8 x^2": 1.587401,
+  "its mean and variance": ([1.5, 0.15], 0.002),
   "rejection under the constant": (1 / 3, 0.004),
   "rejection under the triangle": (2 / 3, 0.004),
   "p(x)": [0.36, 0.32, 0.32],
@@ -25,7 +26,10 @@ BY_HAND = {  # of the lecture's table and laws
   "E x": 0.96,
   "E y": 0.90,
   "E xy": 1.42,
+  "E x, E y and E xy with the values 1, 2, 3": [1.96, 1.90, 4.28],
   "E[y | x]": [0.138889, 0.875, 1.78125],
+  "their mean over x": 0.90,
+  "variance of x and of y": [0.6784, 0.69],
   "covariance": 0.556,
   "correlation": 0.812657,
   "H(x)": 1.5826831893,

@@ -489,6 +489,21 @@ def test_show_draws_the_histogram_as_a_density_under_the_curve(tmp_path):
   assert abs(curve - grey) <= 3
 
 
+def test_the_key_of_x_names_the_axes(tmp_path):
+  """What is said stands below and to the left, and nothing is there where nothing is said."""
+
+  def margins(said):
+    curve = {said: np.arange(9.0), "line": np.zeros(9)}
+    (path,) = samples.write_show(tmp_path, "t", 5, {"plot": curve})
+    ink = dark(path).astype(int).max(-1) < 128  # darker than the numbers at the axes
+    return ink[-20:].sum(), ink[:, :20].sum()
+
+  assert margins("x") == (0, 0)
+  below, left = margins("x: eps")
+  assert below > 10 and left == 0
+  assert min(margins("x: eps_1 $; y: accuracy")) > 10  # no formula is read into it
+
+
 @pytest.mark.parametrize(
   "table",
   [
