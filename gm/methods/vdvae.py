@@ -15,9 +15,11 @@ nll is the importance-weighted estimate of model.eval_k draws. rate_S is the rat
 maps of S x S; `rate` draws it block by block. `top` shows images of which only the blocks up to a
 resolution were told, the others drawn from the prior: the first row is x, the last tells all.
 model.temperature scales the prior's deviations in samples.
-Departures: colours are linked through the levels drawn, as in the likelihood, the authors' code
-takes numbers before they are rounded. Probabilities below 1e-5 are exact; theirs are of a density.
-Their averages and optimizer skip too, but their rate of learning begins at 0.
+Departures: where colours are drawn, the next depends on the level of the one before, as in the
+likelihood; in the authors' code on the number before it is rounded. Probabilities below 1e-5 are
+exact, theirs are those of a density. With fewer bits than 8 the encoder too sees only these, and
+levels go from -1 to 1. The rate of learning rises from lr / warmup, theirs from 0. In a step that
+is not finite numbers that are not are logged as 0. `small` binarises, and its rate falls.
 Run: python main.py --config=configs/vdvae.py --workdir=/tmp/vdvae
 """
 

@@ -7,6 +7,7 @@ resolution. Which blocks there are is told by strings, see `vdvae_plan`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,16 @@ def _fit(x: jax.Array, width: int) -> jax.Array:
   return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))[..., :width]
 
 
+@functools.partial(jax.jit, static_argnames=("residual", "cpu_form"))
+def _convolve(x: jax.Array, layers: list, *, residual: bool, cpu_form: bool) -> jax.Array:
+  """What a block does; by jit, as then the many blocks of one shape are traced once."""
+  del cpu_form  # convolutions depend on it: a trace is used again where it is the same
+  h = x
+  for kernel, bias in layers:
+    h = conv.conv(nn.gelu(h, approximate=False), kernel) + bias
+  return x + h if residual else h
+
+
 class Block(nn.Module):
   """Convolutions of 1, 3, 3 and 1 pixels (1 on maps of up to 2 x 2), GELU before each.
 
@@ -50,12 +61,18 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, S, S, C] -> [B, S, S, features]."""
-    kernel, h = 3 if x.shape[1] > 2 else 1, x
+    kernel, inside, layers = 3 if x.shape[1] > 2 else 1, x.shape[-1], []
     for i, size in enumerate((1, kernel, kernel, 1), 1):
       features, init = (self.features, self.last_init) if i == 4 else (self.middle, None)
-      h = nn.gelu(h, approximate=False)
-      h = conv.Conv(features, size, kernel_init=init or _init(), dtype=self.dtype, name=f"c{i}")(h)
-    return x + h if self.residual else h
+      shape = (size, size, inside, features)
+      weights = (
+        self.param(f"kernel{i}", init or _init(), shape),
+        self.param(f"bias{i}", nn.initializers.zeros, (features,)),
+      )
+      layers.append([w.astype(self.dtype) for w in weights])
+      inside = features
+    x = x.astype(self.dtype)
+    return _convolve(x, layers, residual=self.residual, cpu_form=conv.cpu_form())
 
 
 class Encoder(nn.Module):
