@@ -2,6 +2,9 @@
 
 Variants: small (default; 8x8 digits), mnist10k (embedded digits, 28 px), avatars (cartoon faces in
 colour, 32 px), paper (CIFAR-10), imagenet64 (as published), test.
+
+Not measured yet: no variant was trained to its end. A step of small takes 44 ms of the processor,
+so its 4,000 steps 3 minutes; compiling comes on top.
 """
 
 from configs import common
