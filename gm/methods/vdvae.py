@@ -8,8 +8,9 @@ Objective: lower (D + sum over blocks of R_i) / dims, in nats of each number of 
 D = -log p(x|z), R_i = KL(q(z_i | z_<i, x) || p(z_i | z_<i)) in closed form. model.likelihood:
   logistic_mixture  8 bits (or model.bits), model.mixtures logistics for each pixel
   bernoulli         of pixels that are binarised, drawn anew for each batch
-A step whose gradient is longer than model.skip, or not finite, moves nothing: not the networks, not
-their average, not the optimizer; else the gradient is cut to the length model.clip. Evaluation and
+A step whose gradient is longer than model.skip moves nothing: not the networks, not their average,
+not the optimizer; nor does one whose objective or gradient is not finite. Else the gradient is cut
+to the length model.clip. Evaluation and
 samples are of the average. elbo and nll are nats of an image, bits_per_dim is -elbo / dims / log 2;
 nll is the importance-weighted estimate of model.eval_k draws. rate_S is the rate of all blocks on
 maps of S x S; `rate` draws it block by block. `top` shows images of which only the blocks up to a
@@ -145,7 +146,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
     moved = moved.replace(ema=core.ema(state.ema, moved.params, m.ema))
     length = found[f"gradnorm_{'+'.join(PLAYERS)}"]
-    good = jnp.isfinite(length) & (length < (m.skip or jnp.inf))
+    finite = jnp.isfinite(length) & jnp.isfinite(found["bits_per_dim"])
+    good = finite & (length < (m.skip or jnp.inf))
     state = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
     # numbers that are not finite end a run, but this step has done nothing
     found = {name: jnp.where(jnp.isfinite(v), v, 0.0) for name, v in found.items()}
