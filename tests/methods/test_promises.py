@@ -75,15 +75,15 @@ def check_sources(stage, state, batch):
   if not state.ema:
     assert of_sample("params") or not state.params, stage.name
     return
-  of_networks = lambda paths: {path.split("'")[1] for path in paths}
   whole = {path: f"[0].ema{path}" for path in paths_of(state.ema)}
-  drawn = of_networks(of_sample("ema"))  # of others, encoders, evaluation reads the average
-  assert drawn, stage.name
-  assert of_sample("ema") == {v for k, v in whole.items() if k.split("'")[1] in drawn}
-  if drawn < set(state.ema):
+  network = lambda path: path.split("'")[1].removesuffix("_stats")
+  drawn = {network(path) for path in of_sample("ema")}  # evaluation reads the others, encoders
+  assert of_sample("ema") == {v for k, v in whole.items() if network(k) in drawn}, stage.name
+  if drawn < set(map(network, whole)):
     of_evaluate = used(lambda *args: stage.evaluate(*args))
     assert of_sample("ema") | of_evaluate("ema") == set(whole.values())
     assert not of_evaluate("params"), stage.name
+  assert drawn, stage.name
   assert not of_sample("params") and not of_sample("stats['g']")
   of_show = used(lambda *args: stage.show(*args))
   assert not of_show("params['g']") and not of_show("stats['g']")
