@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import train
-from ml_collections import ConfigDict
 
 from gm import core, errors, job
 from gm.metrics import captions
@@ -84,7 +83,7 @@ def test_the_divergence_is_from_the_uniform_law_in_nats_a_position():
 
 
 def test_the_loss_weighs_a_sum_over_positions_against_one_over_pixels():
-  """That is beta h w / (H W C) times the mean over positions, and of the error a mean over pixels."""
+  """By beta h w / (H W C) times the mean over positions; the error is a mean over pixels."""
   how = {"model.beta": 3.0, "model.beta_steps": 4, "model.tau_steps": 8}
   made, (state, _), batch = started(**how)
   state = state.replace(step=jnp.int32(2))
@@ -364,5 +363,12 @@ def test_what_samples_carry_is_read_by_a_network_that_learned_it(monkeypatch):
 
 @pytest.mark.learning
 def test_samples_carry_the_words_of_captions_that_were_held_out(tmp_path):
-  found = train(ConfigDict(config_of("small")), tmp_path)
-  assert found["carried_all"] > 0.8
+  """On combinations that training never showed; a prior that is told no caption must fail it."""
+  found = train(config_of("small"), tmp_path / "told")
+  assert found["carried_all"] > 0.8 and found["mse"] < 0.05
+  assert found["image_nats_other_caption"] > found["image_nats"] + 0.1
+  deaf = {"model.caption_dropout": 1.0, "num_steps": 300}
+  deaf |= {"init_from": f"{tmp_path}/told/checkpoints/00-tokenizer"}
+  found = train(config_of("small", **deaf), tmp_path / "deaf")
+  assert found["carried_all"] < 0.5
+  assert found["image_nats_other_caption"] < found["image_nats"] + 0.1
