@@ -187,15 +187,17 @@ class Dalle(nn.Module):
     part = lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), position, num)
     look_up = embed.Embed(ids + self.num_codes, self.width, dtype=self.dtype, name="tokens")
     x, done = look_up(tokens) + part(places).astype(self.dtype), []
+    grids = (self.text_length, self.grid)
+    seen = {kind: part(pattern(kind, *grids)) for kind in dict.fromkeys(self.patterns)}
     scale = 0.1 if self.num_layers <= 18 else 1e-5 if self.num_layers <= 24 else 1e-6
     for i in range(self.num_layers):
       inner = self.num_heads * self.head_dim
       layer = Layer(self.num_heads, inner, scale, self.gated, self.dtype, name=f"layer{i}")
-      seen = part(pattern(self.patterns[i % len(self.patterns)], self.text_length, self.grid))
+      mask = seen[self.patterns[i % len(self.patterns)]]
       if cache is None:
-        x = layer(x, seen[:, :num])
+        x = layer(x, mask[:, :num])
       else:
-        x, kept = layer(x, seen, cache[i], position)
+        x, kept = layer(x, mask, cache[i], position)
         done.append(kept)
     head = nn.Dense(ids + self.num_codes, kernel_init=init.torch(), dtype=self.dtype, name="head")
     logits = head(transformer.norm("norm", self.dtype)(x)).astype(jnp.float32)
