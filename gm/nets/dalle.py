@@ -50,8 +50,8 @@ def pattern(kind: str, text_length: int, grid: tuple[int, int]) -> np.ndarray:
   Returns:
     bool [P, P], P = T + h w; entry (q, k): whether q sees k.
 
-  >>> pattern("column", 1, (2, 2))[4 - 1].tolist()  # begin, text; codes (0, 0) and (0, 1): the last
-  [True, True, False, True]
+  >>> pattern("column", 1, (2, 2))[3].tolist()  # of begin, text, codes (0, 0), (0, 1), (1, 0)
+  [True, True, False, True, False]
   """
   num = text_length + grid[0] * grid[1]
   place = np.arange(num) - (text_length + 1)  # of codes 0 ... h w - 2, of text below 0

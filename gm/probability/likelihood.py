@@ -189,8 +189,8 @@ def logit_laplace_log_prob(
 
   Source: Ramesh et al., 2021, arXiv:2102.12092, section 2.1 and appendix A.3.
 
-  >>> logit_laplace_log_prob(*jnp.array([[[0.5]], [[0.0]], [[0.0]]])).round(4).tolist()  # log 2
-  [0.6931]
+  >>> round(logit_laplace_log_prob(*jnp.array([[[0.5]], [[0.0]], [[0.0]]])).item(), 4)  # log 2
+  0.6931
   """
   x, mean, log_scale = _wide(x, mean, log_scale)
   _check_events("logit_laplace_log_prob", x, mean, event_ndim)
@@ -208,7 +208,7 @@ def kl_uniform(logits: jax.Array) -> jax.Array:
   Returns:
     [...], nats, from 0 to log K.
 
-  >>> kl_uniform(jnp.array([[0.0, 0.0], [99.0, 0.0]])).round(4).tolist()
+  >>> [round(kl.item(), 4) for kl in kl_uniform(jnp.array([[0.0, 0.0], [99.0, 0.0]]))]
   [0.0, 0.6931]
   """
   (logits,) = _wide(logits)
