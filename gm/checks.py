@@ -69,7 +69,8 @@ def _image_size(given: Any) -> None:
 IDLE = {"dir": "", "image_size": 0, "channels": 0, "num_classes": 0, "num_train": 0}
 IDLE |= {"image_key": "", "label_key": "", "train_split": "train", "test_split": "test"}
 IDLE |= {"memory_mb": 256, "scale": 1.0, "attributes": ()}
-IDLE |= {"text_key": "", "text_length": 32, "vocab_size": 1_024, "tokenizer": "word"}
+OF_TEXT = {"text_length": 32, "vocab_size": 1_024, "tokenizer": "word"}
+IDLE |= {"text_key": "", **OF_TEXT}
 
 
 def unread(data: ConfigDict, reads: frozenset) -> None:
@@ -88,6 +89,8 @@ def unread(data: ConfigDict, reads: frozenset) -> None:
     value = tuple(data[key]) if isinstance(data[key], list) else data[key]  # out of config.json
     if key not in IDLE or value != IDLE[key]:
       remedy = f"set it to {IDLE[key]!r}" if key in IDLE else "take a config without it"
+      if key in OF_TEXT and "text_key" in reads:
+        remedy += ", or give --config.data.text_key"
       raise ValueError(
         f"--config.data.{key}={value!r} is not read by --config.data.source={data.source}"
         f" with the set {data.get('name', '')!r}: {remedy}"

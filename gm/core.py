@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-# leaves [B, ...]; image f32 in [-1, 1], label and tokens i32, the rest f32; `sample` may be given a
-# target, i32, beside those of the data: the class that a sample shall become
+# leaves [B, ...]; image f32 in [-1, 1]; label, tokens and said i32, the rest f32; `sample` may be
+# given a target, i32, beside those of the data: the class that a sample shall become
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]  # f32 scalars
 
@@ -42,6 +42,7 @@ class Info(NamedTuple):
   num_classes: int = 0
   vocab_size: int = 0  # of tokens; id 0 is padding
   columns: tuple = ()
+  said: tuple = ()  # of captions whose truth is known: ((attribute, words), ...), see `said`
   modes: tuple = ()  # centres of a mixture, ((x, y), ...)
   mode_std: float = 0.0  # its standard deviation
 
@@ -105,7 +106,7 @@ def batch_shapes(
   info: Info, batch_size: int, sharding: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of a batch, so that a model can be built where its data are not."""
-  integer = {"label", "tokens"}
+  integer = {"label", "tokens", "said"}
   return {
     name: jax.ShapeDtypeStruct(
       (batch_size, *shape), jnp.int32 if name in integer else jnp.float32, sharding=sharding

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gm import checks, core, sharding
+from gm.data import text
 from gm.errors import UserError, user_input
 from gm.job import Job, data_changes, load, newest, origin
 from gm.progress import say
@@ -89,12 +90,14 @@ class Evaluator:
     return join((part(i) for i in range(-(-num // size))), num)
 
   def write_samples(self, workdir: str, state: core.State) -> None:
-    """Writes samples/<stage>_<step>.png, or what suits the kind of data."""
+    """Writes samples/<stage>_<step>.png, or what suits the kind of data, and captions beside it."""
     many = {"point", "row"} & set(self.info.shape)
     if many:
       batch = self.draw(state, NUM_POINTS)
     else:
       batch = jax.device_get(self._sample(state, self._tiles(), self.keys["picture"]))
+    if "tokens" in batch and self.source.tokenizer:  # what was asked for, a line for each
+      batch["text"] = text.decode(self.source.tokenizer, batch["tokens"])
     real = {}  # only plots show real data behind
     if set(plots.BY_KIND) & set(self.info.shape):
       real = self._decoded(self.source, NUM_POINTS if many else NUM_TILES)

@@ -238,6 +238,8 @@ class Sampler:
     return told
 
   def _read(self, inputs: Sequence[str], needs: set[str], flag: str) -> np.ndarray:
+    if needs == {"image", "tokens"}:
+      raise UserError(f"{flag}: this {self.job.config.method} is told a text too: give a --prompt")
     if needs != {"image"}:
       of = f"of {', '.join(sorted(needs))}" if needs else "of no image"
       raise UserError(

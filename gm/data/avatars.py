@@ -200,6 +200,27 @@ def words(attributes: Sequence[int]) -> dict[str, str]:
   return found if found["hair"] in ("long", "short") else {**found, "hair_color": ""}
 
 
+SAID = tuple((name, tuple(filter(None, named))) for name, named in WORDS.items())
+
+
+def said(attributes: Sequence[int]) -> list[int]:
+  """Returns the number of the word in SAID that the caption has for each attribute.
+
+  Of beard and glasses that are not there it is the number after the last word; -1: the caption says
+  nothing of it, neither that it is there nor that it is not.
+  """
+  found, numbers = words(attributes), []
+  for name, named in SAID:
+    told = name != "clothes_color" or _names_clothes(attributes)
+    absent = len(named) if name in HALF_NONE else -1
+    numbers.append(-1 if not told else named.index(found[name]) if found[name] else absent)
+  return numbers
+
+
+def _names_clothes(attributes: Sequence[int]) -> bool:
+  return sum(map(int, attributes)) % 2 == 1
+
+
 def _body(found: dict[str, str]) -> str:
   hair = f"{found['hair']} {found['hair_color']} hair" if found["hair_color"] else found["hair"]
   *rest, last = filter(None, (hair, found["facial_hair"], found["glasses"]))
@@ -217,7 +238,7 @@ def describe(attributes: Sequence[int]) -> str:
   'a person with long red hair and glasses, wearing black'
   """
   found = words(attributes)
-  wearing = f", wearing {found['clothes_color']}" if sum(map(int, attributes)) % 2 else ""
+  wearing = f", wearing {found['clothes_color']}" if _names_clothes(attributes) else ""
   return _body(found) + wearing
 
 

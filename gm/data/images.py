@@ -117,7 +117,7 @@ def decoder(channels: int, *, levels: float = 255.0) -> Callable[[dict], dict]:
 
     x = jnp.asarray(rows["image"], jnp.float32) / (levels / 2) - 1.0  # [B, H, W, stored channels]
     batch = {"image": jnp.broadcast_to(x, (*x.shape[:-1], channels))}
-    for name in ("label", "tokens"):
+    for name in ("label", "tokens", "said"):
       if name in rows:
         batch[name] = jnp.asarray(rows[name], jnp.int32)
     return batch

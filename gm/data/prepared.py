@@ -11,7 +11,8 @@ grey). Of avatars also attributes (columns of the leaf "attributes", see attribu
 default), label_key (the attribute that is the label; none by default) and text_key="caption" with
 the keys of text.py. With captions, the test split is made of the faces with combinations that are
 held out (avatars.is_held_out), whatever split they are stored in, and the training split of the
-others. The first run that asks for a set prepares it.
+others; the leaf "said" has the truth of each caption (avatars.said). The first run that asks for a
+set prepares it.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ def info(cfg: Any) -> Info:
     shape["label"], num_classes = (), len(spec.attributes[key])
   if columns:
     shape["attributes"] = (len(columns),)
-  facts = Info(shape, num_classes=num_classes, columns=columns)
-  return text.declared(cfg, facts, "caption")
+  facts = text.declared(cfg, Info(shape, num_classes=num_classes, columns=columns), "caption")
+  if "tokens" not in facts.shape:
+    return facts
+  return facts._replace(shape={**facts.shape, "said": (len(avatars.SAID),)}, said=avatars.SAID)
 
 
 def _read(folder: pathlib.Path, name: str, split: str) -> dict[str, np.ndarray]:
@@ -97,6 +100,7 @@ def _captioned(cfg: Any, folder: pathlib.Path, split: str) -> tuple[dict[str, np
   captions = [avatars.describe(row) for row in arrays["attributes"]]
   named = [(caption, f"the caption {caption!r}") for caption in captions]
   arrays["tokens"], tokenizer = text.of_set(named, cfg)
+  arrays["said"] = np.array([avatars.said(row) for row in arrays["attributes"]], np.int32)
   held_out = np.array([avatars.is_held_out(row) for row in arrays["attributes"]])
   kept = held_out == (split == "test")
   if not kept.any():

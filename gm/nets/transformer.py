@@ -19,7 +19,8 @@ _normal = init.normal(0.02)
 Cache = list[tuple[jax.Array, jax.Array]]  # of every layer: keys and values [B, heads, context, D]
 
 
-def _norm(name: str, dtype: Any) -> nn.Module:
+def norm(name: str, dtype: Any) -> nn.Module:
+  """A LayerNorm as torch computes it."""
   # torch's eps; flax's quick variance is wrong where the mean is large
   return nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name=name)
 
@@ -41,10 +42,10 @@ class Block(nn.Module):
     dense = lambda features, name: nn.Dense(
       features, kernel_init=_normal, dtype=self.dtype, name=name
     )
-    y = attend(_norm("norm0", self.dtype)(x), mask=mask, cache=cache, position=position)
+    y = attend(norm("norm0", self.dtype)(x), mask=mask, cache=cache, position=position)
     y, cache = (y, None) if cache is None else y
     x = x + y
-    h = dense(4 * x.shape[-1], "up")(_norm("norm1", self.dtype)(x))
+    h = dense(4 * x.shape[-1], "up")(norm("norm1", self.dtype)(x))
     x = x + dense(x.shape[-1], "down")(nn.gelu(h, approximate=False))
     return x if cache is None else (x, cache)
 
@@ -132,7 +133,7 @@ class Transformer(nn.Module):
       dtype=self.dtype,
       name="head",
     )
-    logits = head(_norm("norm", self.dtype)(x)).astype(jnp.float32)
+    logits = head(norm("norm", self.dtype)(x)).astype(jnp.float32)
     return logits if cache is None else (logits, done)
 
   def empty_cache(self, batch_size: int) -> Cache:
@@ -218,19 +219,26 @@ def sample(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
+  guidance: float | None = None,
 ) -> jax.Array:
   """Continues sequences token by token.
 
   Args:
-    net: the transformer.
+    net: the transformer, or another network that is called as it is, with `context`, `num_open` and
+      `empty_cache`.
     params: its parameters.
     first: i32 [B, P], P >= 1: a start token or a condition, and tokens that are given. Where the
       net has open positions, more than those.
     u: uniform on [0, 1), [B, L], one number for each new token; P + L - 1 positions are needed.
     temperature, top_k, top_p: see `narrowed`.
+    guidance: scale s of classifier-free guidance: `first` has 2 B rows, B with their condition and
+      the same without it, and what both are continued by is drawn from the logits without + s (with
+      - without).
 
   Returns:
     The new tokens, i32 [B, L].
+
+  Source: Ho and Salimans, 2022, arXiv:2207.12598, for guidance.
 
   Raises:
     ValueError: if they do not fit into the context, or are fewer than the open positions.
@@ -250,9 +258,13 @@ def sample(
   def one(carry, u):
     token, cache, position = carry
     logits, cache = run(token[:, None], cache, position)
-    probs = narrowed(logits[:, 0], temperature=temperature, top_k=top_k, top_p=top_p)
-    token = pick(probs, u)
-    return (token, cache, position + 1), token
+    logits = logits[:, 0]
+    if guidance is not None:
+      told, untold = jnp.split(logits, 2)
+      logits = untold + guidance * (told - untold)
+    token = pick(narrowed(logits, temperature=temperature, top_k=top_k, top_p=top_p), u)
+    fed = token if guidance is None else jnp.tile(token, 2)
+    return (fed, cache, position + 1), token
 
   _, tokens = jax.lax.scan(one, (first[:, -1].astype(jnp.int32), cache, start), u.T)
   return tokens.T

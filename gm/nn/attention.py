@@ -115,9 +115,11 @@ class MultiHeadAttention(nn.Module):
   all S positions, each [B, heads, S, C / heads]; those of x are written, and all are attended to.
 
   Attributes:
-    num_heads: divides C.
+    num_heads: divides C, or `inner`.
     causal: see `attend`; with a cache, position p sees keys s <= p.
     use_bias: in all maps.
+    inner: features of all heads together; 0: C.
+    first_bias: in the maps to queries, keys and values; None: as `use_bias`.
     out_init: of the last map's kernel, which residual networks often start small.
 
   Source: Vaswani et al., 2017, arXiv:1706.03762, section 3.2.2.
@@ -126,6 +128,8 @@ class MultiHeadAttention(nn.Module):
   num_heads: int
   causal: bool = False
   use_bias: bool = True
+  inner: int = 0
+  first_bias: bool | None = None
   kernel_init: Callable = nn.initializers.lecun_normal()
   out_init: Callable = nn.initializers.lecun_normal()
   dtype: Any = jnp.float32
@@ -156,15 +160,16 @@ class MultiHeadAttention(nn.Module):
     Raises:
       ValueError: if the heads do not divide the features.
     """
-    c = x.shape[-1]
+    c = self.inner or x.shape[-1]
     if c % self.num_heads:
       raise ValueError(
         f"{self.num_heads} heads do not divide {c} features: change --config.model.num_heads or"
         " the width"
       )
+    first_bias = self.use_bias if self.first_bias is None else self.first_bias
     dense = lambda features, name: nn.Dense(
       features,
-      use_bias=self.use_bias,
+      use_bias=self.use_bias if name == "out" else first_bias,
       kernel_init=self.kernel_init if name != "out" else self.out_init,
       dtype=self.dtype,
       name=name,
@@ -183,7 +188,7 @@ class MultiHeadAttention(nn.Module):
         earlier = jnp.arange(k.shape[2]) <= position + jnp.arange(x.shape[1])[:, None]
         mask, causal = (earlier if mask is None else mask & earlier), False
     y = attend(q, k, v, causal=causal, mask=mask)  # [B, heads, T, D]
-    y = dense(c, "out")(y.swapaxes(1, 2).reshape(x.shape))
+    y = dense(x.shape[-1], "out")(y.swapaxes(1, 2).reshape(*x.shape[:2], c))
     return y if cache is None else (y, cache)
 
 

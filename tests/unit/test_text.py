@@ -108,6 +108,12 @@ def test_a_caption_says_what_is_there():
       assert value["hair_color"] == "red"
     if "wearing blue" in said:
       assert "blue" in value["clothes_color"]
+    for (name, named), i in zip(avatars.SAID, avatars.said(row), strict=True):
+      if 0 <= i < len(named):
+        place = said.index("wearing") if name == "clothes_color" else 0
+        assert named[i] in said[place:], (name, said)
+      assert (i == len(named)) <= (name in ("facial_hair", "glasses") and value[name] == "none")
+      assert (i == -1) <= (name in ("hair_color", "clothes_color"))
   assert 0.45 < np.mean(["wearing" in avatars.describe(row) for row in rows]) < 0.55
   for name, named in avatars.WORDS.items():
     assert sorted(v for values in named.values() for v in values) == sorted(avatars.VALUES[name])
@@ -131,6 +137,7 @@ def test_combinations_of_faces_are_held_out(faces):
   assert sorted(map(tuple, rows)) == sorted(map(tuple, avatars.draw(60, seed=3)))
   batch = train.decode(train.batch(0, 8))
   assert batch["tokens"].dtype == jnp.int32 and batch["tokens"].shape == (8, 16)
+  assert batch["said"].dtype == jnp.int32 and len(train.info.said) == batch["said"].shape[1]
   want = [avatars.describe(r).replace(",", "") for r in train.arrays["attributes"]]
   got = text.decode(train.tokenizer, batch["tokens"])
   assert got == [want[i] for i in train.indices(0, 8)]
