@@ -48,7 +48,7 @@ def get_config(variant="small"):
     c.log_every = c.sample_every = c.checkpoint_every = 1
     m.tokenizer_steps, m.disc_start = 2, 1
     c.data.image_size = 8
-    m.width, m.multipliers, m.attention, m.z_width, m.groups = 4, (1, 2), (1,), 4, 2
+    m.width, m.multipliers, m.attention, m.z_width, m.groups = 4, (1, 2), (), 4, 2
     m.num_codes, m.code_dim, m.d_widths = 8, 4, (4, 4)
     m.prior_layers, m.prior_heads, m.prior_width, m.prior_warmup = 1, 2, 8, 1
   return c
