@@ -89,7 +89,8 @@ def test_paper_recipe(monkeypatch):
   job.prepare(config, on_paper=True)
   assert rates == [(4.5e-6 * 12, {"b1": 0.5, "b2": 0.9})] and config.batch_size == 12
   m = config.model
-  assert (m.disc_start, m.d_weight, m.beta, m.p_keep) == (250_001, 0.8, 0.25, 1.0)
+  assert (m.disc_start, m.d_alone, m.d_weight, m.beta) == (250_001, 0, 0.8, 0.25)
+  assert m.p_keep == 1.0
 
 
 # -------------------------------------------------------------------------------------- both losses
@@ -179,6 +180,16 @@ def test_gradients_are_those_of_the_two_losses():
   np.testing.assert_allclose(found["d_weight"], weight, rtol=1e-3)
   np.testing.assert_allclose([found["loss_ae"], found["loss_d"]], [ae, of_d], rtol=1e-4)
   assert 1e-3 < weight < 1e4 and abs(found["loss_g"]) > 1e-3
+
+
+def test_a_discriminator_that_learns_alone_is_not_heard_yet():
+  _, (state, _), batch = started()
+  step = compiled(0, "step", (("model.d_alone", 1),))
+  after, found = step(state.replace(step=jnp.int32(1)), batch, jax.random.key(2))
+  assert found["loss_d"] > 0 and found["loss_g"] == 0 == found["d_weight"]
+  assert (after.params["d"]["last"]["kernel"] != state.params["d"]["last"]["kernel"]).any()
+  _, found = step(state.replace(step=jnp.int32(2)), batch, jax.random.key(2))
+  assert abs(found["loss_g"]) > 1e-3 and found["d_weight"] > 0
 
 
 def test_neither_loss_moves_the_other_ones_players():
