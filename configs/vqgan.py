@@ -6,7 +6,10 @@ user's own, 16 x 16 codes; its lengths are guesses, the paper tells none), test.
 Measured so far, small was not run to its end. Seed 0 with width 32, batch norm in D, d_weight 0.8
 and no steps alone: after 400 steps of L_rec and L_vq l1 0.080, distance 0.146, perplexity 41 of 64;
 in the 400 steps after it, with D at work, l1 0.19 to 0.20, distance 0.49 to 0.57 and D's loss 1.00
-to 1.02, which is chance: a D that has learned nothing is made as loud as any, hence d_alone.
+to 1.02, which is chance: a D that has learned nothing is made as loud as any, hence d_alone. small
+as it is, seed 0, but D at work after 120 steps and alone for 80: before l1 0.145, distance 0.324;
+alone D's loss falls to 0.54, l1 0.120, distance 0.238; 40 steps heard: D's loss 0.99, l1 0.121,
+distance 0.224, perplexity 35. All are means of 40 to 100 steps of training.
 """
 
 from configs import common
