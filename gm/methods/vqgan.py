@@ -7,16 +7,19 @@ for sharp pictures, and a transformer over them draws new ones, or goes on where
 Objective, with z = E(x), e the nearest codes, r = G(z + sg(e - z)):
   L_rec = mean |x - r| + perceptual_weight d(x, r), d as in gm/perceptual.py
   L_vq  = mean (sg(z) - e)^2 + beta mean (z - sg(e))^2
-  E, G, codes: L_rec + L_vq + f w g, g = -mean D(r); f = 0 before disc_start, then 1
+  E, G, codes: L_rec + L_vq + f w g, g = -mean D(r)
     w = d_weight |dL_rec/dW| / (|dg/dW| + 1e-4), a constant, the ratio at most 1e4; W: the kernel of
     G's last layer
-  D: f / 2 (mean max(0, 1 - D(x)) + mean max(0, 1 + D(sg r)))
+  D: f' / 2 (mean max(0, 1 - D(x)) + mean max(0, 1 + D(sg r)))
+  f' = 0 before disc_start, then 1; f is so too, but d_alone steps later
   prior: -1/L sum_i log p(k_i | k_<i), the first stage held fixed (gm/prior.py)
 Departures: beta is on the encoder's term, as in the paper; the authors' code has it on the codes'.
-D's move and the others' come from one forward pass; the authors' code runs the moved autoencoder
-again for D. The perceptual net is one whose weights are to be had, not VGG-16, and its channels
-count alike. The token before all codes is one of its own, theirs is code 0, and the transformer has
-as many positions as codes, theirs has 512. Images are encoded anew in every step of the prior.
+d_alone is 0 there, but w makes the first words of a D that has learned nothing as loud as any, and
+on digits they undo what the autoencoder has learned. D's move and the others' come from one forward
+pass; the authors' code runs the moved autoencoder again for D. The perceptual net is one whose
+weights are to be had, not VGG-16, and its channels count alike. The token before all codes is one
+of its own, theirs is code 0, and the transformer has as many positions as codes, theirs has 512.
+Images are encoded anew in every step of the prior.
 Run: python main.py --config=configs/vqgan.py --workdir=/tmp/vqgan
 Then: python main.py --workdir=/tmp/vqgan --mode=sample --complete=IMAGE --num_samples=8
 """
@@ -67,7 +70,7 @@ def _check(config, info: core.Info) -> None:
   flags.within(m, "attention", least=0, most=len(m.multipliers) - 1, empty=True)
   flags.within(m, "num_codes", least=2)
   flags.within(m, "beta", "perceptual_weight", "d_weight", least=0.0)
-  flags.within(m, "tokenizer_steps", "disc_start", least=0, most=flags.MOST_STEPS)
+  flags.within(m, "tokenizer_steps", "disc_start", "d_alone", least=0, most=flags.MOST_STEPS)
   flags.within(m, "p_keep", least=0.0, most=1.0)
   flags.choice(m, "code_init", tuple(quantize.STARTS))
   flags.choice(m, "d_norm", patch.NORMS)
@@ -153,6 +156,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def step(state, batch, key):
     on = state.step >= m.disc_start
+    heard = on & (state.step - m.disc_start >= m.d_alone)
 
     def loss(p, b):
       x, codes = b["image"], p["book"]["codes"]
@@ -170,14 +174,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
       def gan(r):
         return jax.lax.cond(
-          on, lambda r: losses.hinge_g(D(state.params["d"], r)), lambda r: jnp.zeros(()), r
+          heard, lambda r: losses.hinge_g(D(state.params["d"], r)), lambda r: jnp.zeros(()), r
         )
 
       (rec_loss, (l1, d)), rec_slope = jax.value_and_grad(rec, has_aux=True)(seen)
       g, g_slope = jax.value_and_grad(gan)(seen)
       _, in_w = jax.vjp(lambda w: last.apply({"params": w}, fixed_h), fixed_last)
       kernel = lambda slope: in_w(slope)[0]["conv"]["kernel"]
-      w = on * adaptive_weight(kernel(rec_slope), kernel(g_slope), scale=m.d_weight)
+      w = heard * adaptive_weight(kernel(rec_slope), kernel(g_slope), scale=m.d_weight)
       vq = quantize.objective(z, e, beta=m.beta)
       ae = with_slope(r, rec_loss + w * g, rec_slope + w * g_slope) + vq
       of_d = jax.lax.cond(

@@ -37,6 +37,12 @@ def prepared(changes=()):
   return job.prepare(config_of("test", **dict(changes)))
 
 
+@functools.cache
+def compiled(stage, name, changes=()):
+  """A function of a stage; tests share it."""
+  return jit(getattr(prepared(changes).stages[stage], name))
+
+
 def started(**changes):
   """The stages, a state of random numbers for each, the second with the first's, and a batch."""
   made, rng = prepared(tuple(changes.items())), np.random.default_rng(0)
@@ -83,7 +89,8 @@ def test_paper_recipe(monkeypatch):
   job.prepare(config, on_paper=True)
   assert rates == [(4.5e-6 * 12, {"b1": 0.5, "b2": 0.9})] and config.batch_size == 12
   m = config.model
-  assert (m.disc_start, m.d_weight, m.beta, m.p_keep) == (250_001, 0.8, 0.25, 1.0)
+  assert (m.disc_start, m.d_alone, m.d_weight, m.beta) == (250_001, 0, 0.8, 0.25)
+  assert m.p_keep == 1.0
 
 
 # -------------------------------------------------------------------------------------- both losses
@@ -142,7 +149,9 @@ def by_hand(state, x):
     return jnp.abs(x - r).mean() + config.model.perceptual_weight * d
 
   g = lambda q: -D(p, forward(q)[2]).mean()
-  of_w = lambda f: jnp.linalg.norm(jax.grad(f)(p)["last"]["conv"]["kernel"])
+  of_w = lambda f: jnp.linalg.norm(
+    jax.grad(lambda last: f({**p, "last": last}))(p["last"])["conv"]["kernel"]
+  )
   weight = 0.8 * jnp.minimum(of_w(rec) / (of_w(g) + 1e-4), 1e4)
 
   def ae(q):
@@ -171,6 +180,16 @@ def test_gradients_are_those_of_the_two_losses():
   np.testing.assert_allclose(found["d_weight"], weight, rtol=1e-3)
   np.testing.assert_allclose([found["loss_ae"], found["loss_d"]], [ae, of_d], rtol=1e-4)
   assert 1e-3 < weight < 1e4 and abs(found["loss_g"]) > 1e-3
+
+
+def test_a_discriminator_that_learns_alone_is_not_heard_yet():
+  _, (state, _), batch = started()
+  step = compiled(0, "step", (("model.d_alone", 1),))
+  after, found = step(state.replace(step=jnp.int32(1)), batch, jax.random.key(2))
+  assert found["loss_d"] > 0 and found["loss_g"] == 0 == found["d_weight"]
+  assert (after.params["d"]["last"]["kernel"] != state.params["d"]["last"]["kernel"]).any()
+  _, found = step(state.replace(step=jnp.int32(2)), batch, jax.random.key(2))
+  assert abs(found["loss_g"]) > 1e-3 and found["d_weight"] > 0
 
 
 def test_neither_loss_moves_the_other_ones_players():
@@ -203,69 +222,55 @@ def test_the_weight_makes_ds_voice_as_loud_as_it_should_be():
   close({n: loud[n] for n in AE}, {n: quiet[n] for n in AE}, rtol=5e-3)
 
 
-@functools.cache
-def stepper(accumulate=1):
-  changes = {"accumulate": accumulate} if accumulate > 1 else {}
-  return jit(prepared(tuple(changes.items())).stages[0].step)
-
-
 def test_before_its_time_the_discriminator_stays_as_it_is_to_the_bit():
   made, (state, _), batch = started()
-  first, found = stepper()(state, batch, jax.random.key(2))
+  step = compiled(0, "step")
+  first, found = step(state, batch, jax.random.key(2))
   jax.tree.map(np.testing.assert_array_equal, first.params["d"], state.params["d"])
   jax.tree.map(np.testing.assert_array_equal, first.opt["d"], state.opt["d"])
   assert all(found[n] == 0 for n in ("loss_d", "gradnorm_d", "loss_g", "d_weight"))
   terms = found["l1"] + made.config.model.perceptual_weight * found["distance"] + found["loss_vq"]
   np.testing.assert_allclose(found["loss_ae"], terms, rtol=1e-5)
-  second, found = stepper()(first, batch, jax.random.key(2))
+  second, found = step(first, batch, jax.random.key(2))
   assert found["loss_d"] > 0 and found["gradnorm_d"] > 0
   moved = jax.tree.map(lambda a, b: (a != b).any(), second.params["d"], first.params["d"])
   assert any(jax.tree.leaves(moved))
-
-
-def test_a_batch_in_parts_counts_codes_as_a_whole_one():
-  _, (state, _), batch = started()
-  found = [stepper(n)(state, batch, jax.random.key(2))[1] for n in (1, 4)]
-  for name in ("perplexity", "usage", "l1", "distance", "loss_vq"):
-    np.testing.assert_allclose(*(f[name] for f in found), rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------- second stage
 
 
 def test_the_prior_leaves_the_tokenizer_as_it_is_to_the_bit():
-  made, (state, prior), batch = started()
+  _, (state, prior), batch = started()
   after = prior
   for i in range(2):
-    after, _ = jit(made.stages[1].step)(after, batch, jax.random.key(i))
+    after, _ = compiled(1, "step")(after, batch, jax.random.key(i))
   for n in AE:
     jax.tree.map(np.testing.assert_array_equal, after.params[n], state.params[n])
   moved = jax.tree.map(lambda a, b: (a != b).any(), after.params["prior"], prior.params["prior"])
   assert any(jax.tree.leaves(moved)) and "d" not in after.params
 
 
-@pytest.mark.parametrize("p_keep", [1.0, 0.0])
-def test_the_prior_tells_true_codes_from_those_that_it_is_given(p_keep):
+@pytest.mark.parametrize("changes", [(), (("model.p_keep", 0.0),)])
+def test_the_prior_tells_true_codes_from_those_that_it_is_given(changes):
   """Its loss is the rate where all are kept; where none are, only if it does not look at them."""
-  made, (_, prior), batch = started(**{"model.p_keep": p_keep})
-  first, second = made.stages[1].step, made.stages[1].evaluate
+  _, (_, prior), batch = started()
   both = lambda s: (
-    jit(first)(s, batch, jax.random.key(1))[1]["loss_prior"],
-    jit(second)(s, batch, jax.random.key(1))["nats_per_code"],
+    compiled(1, "step", changes)(s, batch, jax.random.key(1))[1]["loss_prior"],
+    compiled(1, "evaluate")(s, batch, jax.random.key(1))["nats_per_code"],
   )
   loss, nats = both(prior)
-  assert (abs(loss - nats) < 1e-5) == (p_keep == 1.0), (loss, nats)
-  params = jax.tree.map(lambda p: p, prior.params)
+  assert (abs(loss - nats) < 1e-5) == (not changes), (loss, nats)
+  params = {**prior.params, "prior": dict(prior.params["prior"])}
   params["prior"]["tokens"] = jax.tree.map(jnp.zeros_like, params["prior"]["tokens"])
-  blind = both(prior.replace(params=params))
-  np.testing.assert_allclose(*blind, rtol=1e-5)
+  np.testing.assert_allclose(*both(prior.replace(params=params)), rtol=1e-5)
 
 
 def test_a_sample_is_the_picture_of_codes_that_the_prior_draws():
   """By one compiled call; with a prior without an opinion they are as those of the first stage."""
   made, (state, prior), batch = started()
   even = jax.tree.map(jnp.zeros_like, prior.params["prior"])
-  draw = lambda i, s: jit(made.stages[i].sample)(s, batch, jax.random.key(3))["image"]
+  draw = lambda i, s: compiled(i, "sample")(s, batch, jax.random.key(3))["image"]
   blank = prior.replace(params={**prior.params, "prior": even})
   np.testing.assert_allclose(draw(1, blank), draw(0, state), atol=1e-4)
   assert np.abs(draw(1, prior) - draw(0, state)).max() > 1e-2
@@ -350,35 +355,34 @@ def test_the_lower_half_of_an_image_is_made_anew(trained, tmp_path):
 
 def test_what_is_given_is_kept_and_the_rest_is_drawn():
   """With a prior that always says code 3: the upper codes are the image's, the others 3."""
-  made, (_, prior), batch = started()
+  _, (_, prior), batch = started()
   params = jax.tree.map(jnp.zeros_like, prior.params["prior"])
   params["norm"]["bias"] = jnp.ones(8)
   params["head"]["kernel"] = params["head"]["kernel"].at[:, 3].set(50.0)
   prior = prior.replace(params={**prior.params, "prior": params})
-  stage = made.stages[1]
-  whole = jit(stage.complete)(prior, batch, jax.random.key(0))["image"]
-  code = jit(stage.evaluate)(prior, batch, jax.random.key(0))["code"]
+  whole = compiled(1, "complete")(prior, batch, jax.random.key(0))["image"]
+  code = compiled(1, "evaluate")(prior, batch, jax.random.key(0))["code"]
   want = jnp.where(jnp.arange(16) < 2 * 4, code, 3)
-  seen = jit(lambda s, t: picture(made.config, s, t))(prior, want)
-  np.testing.assert_allclose(whole, seen, atol=1e-4)
+  np.testing.assert_allclose(whole, picture(prior, want), atol=1e-4)
 
 
-def picture(config, state, tokens):
-  _, dec, last = networks(config)
+@jit
+def picture(state, tokens):
+  _, dec, last = networks(prepared().config)
   z_q = state.params["book"]["codes"][tokens.reshape(-1, 4, 4)]
   h = dec.apply({"params": state.params["dec"]}, z_q)
   return last.apply({"params": state.params["last"]}, h)
 
 
 def test_pictures_show_images_above_their_reconstructions():
-  made, (state, prior), batch = started()
+  _, (state, prior), batch = started()
   many = jax.tree.map(lambda x: jnp.resize(x, (64, *x.shape[1:])), batch)
-  shown = jit(made.stages[0].show)(state, many, jax.random.key(4))["reconstruction"]
+  shown = compiled(0, "show")(state, many, jax.random.key(4))["reconstruction"]
   np.testing.assert_array_equal(shown[0], many["image"][:8])
-  code = jit(made.stages[0].evaluate)(state, batch, jax.random.key(0))["code"]
-  np.testing.assert_allclose(shown[1], picture(made.config, state, code), atol=1e-4)
-  shown = jit(made.stages[1].show)(prior, many, jax.random.key(4))["completion"]
-  np.testing.assert_allclose(shown[0], picture(made.config, state, code), atol=1e-4)
+  code = compiled(1, "evaluate")(prior, batch, jax.random.key(0))["code"]
+  np.testing.assert_allclose(shown[1], picture(state, code), atol=1e-4)
+  shown = compiled(1, "show")(prior, many, jax.random.key(4))["completion"]
+  np.testing.assert_allclose(shown[0], picture(state, code), atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------- bad input
