@@ -164,7 +164,9 @@ def r_precision(
   def one(args):  # an image at a time: all pairs are too many
     key, i = args
     other = (tokens != tokens[i]).any(-1)
-    drawn = jax.random.categorical(key, jnp.where(other, 0.0, MASKED), shape=(num - 1,))
+    place = jnp.cumsum(other)  # of the n-th other caption: where this is n
+    nth = jnp.floor(jax.random.uniform(key, (num - 1,)) * place[-1]) + 1
+    drawn = jnp.minimum(jnp.searchsorted(place, nth), len(whole) - 1)
     fit = sentence @ whole[i]
     return jnp.all(fit[i] > jnp.where(other[drawn], fit[drawn], -jnp.inf))
 

@@ -1,0 +1,46 @@
+"""python main.py --config=configs/dm_gan.py --workdir=/tmp/dm_gan
+
+Variants: small (default; 32 px avatars, 8 -> 16 -> 32), paper (CUB, 64 -> 128 -> 256), test.
+"""
+
+from configs import common
+
+VARIANTS = ("small", "paper", "test")
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("dm_gan")
+  c.data.source, c.data.name, c.data.image_size = "prepared", "avatars", 32
+  c.data.text_key, c.data.text_length, c.data.vocab_size = "caption", 16, 64
+  c.lr, c.batch_size, c.num_steps = 4e-4, 32, 3_000
+  c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
+  m = c.model
+  m.features, m.embed, m.dropout = 64, 64, 0.2  # of words and sentence; of a token
+  m.image_encoder, m.widths = "convolutions", (32, 64, 128)  # or inception
+  m.matching_steps, m.matching_batch_size = 400, 48  # 0: batch_size
+  m.matching_lr, m.matching_decay_every = 2e-3, 1_000_000  # steps, each time by 0.98, to a tenth
+  m.text_clip, m.gammas = 0.25, (4.0, 5.0, 10.0)
+  m.num_captions = 32  # of which the own one is to be found, in r_precision
+  m.g_base, m.d_base, m.z_dim, m.condition = 16, 32, 16, 16
+  m.num_refine, m.num_blocks = 2, 1
+  m.matching_weight, m.b1, m.ema = 2.0, 0.5, 0.995
+  m.augment = ""  # of what D sees: color,translation,cutout, or some of them
+  if variant == "paper":
+    c.data.source, c.data.name, c.data.image_size, c.data.channels = "folder", "cub", 256, 3
+    c.data.text_length, c.data.vocab_size = 18, 5_450
+    c.lr, c.batch_size, c.num_steps = 2e-4, 10, 708_000  # 800 epochs of 8,855 birds
+    c.checkpoint_every = c.sample_every = 10_000
+    m.features, m.embed, m.dropout, m.image_encoder = 256, 300, 0.5, "inception"
+    m.matching_steps, m.matching_decay_every = 36_800, 184  # 200 epochs
+    m.num_captions, m.g_base, m.d_base, m.z_dim, m.condition = 100, 64, 32, 100, 100
+    m.num_blocks, m.ema = 2, 0.999
+  if variant == "test":
+    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    c.data.image_size = 16
+    m.matching_steps, m.matching_batch_size, m.num_captions = 2, 0, 4
+    m.features, m.embed, m.widths = 4, 4, (4, 4)
+    m.g_base, m.d_base, m.z_dim, m.condition, m.num_refine = 4, 4, 4, 4, 1
+  return c
