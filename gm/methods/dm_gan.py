@@ -222,7 +222,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return core.apply(g, state.ema["g"], state.ema["g_stats"], *args, train=False)[0]
 
   def render(state, noise, batch):
-    return {"image": draw(state, noise, batch["tokens"]).images[-1], "tokens": batch["tokens"]}
+    found = {"image": draw(state, noise, batch["tokens"]).images[-1], "tokens": batch["tokens"]}
+    return {**found, "data_said": batch["said"]} if "said" in batch else found
 
   def sample(state, batch, key):
     return render(state, latent(batch, key), batch)

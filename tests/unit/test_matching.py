@@ -1,5 +1,6 @@
 """How captions and images fit, against loops in NumPy and closed forms."""
 
+import functools
 import math
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm import matching
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def some(*shape, seed=0):
@@ -40,13 +43,14 @@ def one_by_one(gamma, sharpness):
 
 def test_relevance_is_that_of_each_pair_alone():
   for gamma, sharpness in ((4.0, 5.0), (1.0, 2.0)):
-    got = matching.relevance(REGIONS, WORDS, MASK, gamma=gamma, sharpness=sharpness)
+    how = {"gamma": gamma, "sharpness": sharpness}
+    got = jit(functools.partial(matching.relevance, **how))(REGIONS, WORDS, MASK)
     np.testing.assert_allclose(got, one_by_one(gamma, sharpness), rtol=1e-5)
 
 
 def test_what_stands_at_padding_is_not_seen():
   other = np.where(MASK[..., None], WORDS, 100.0)
-  got = [matching.relevance(REGIONS, w, MASK) for w in (WORDS, other)]
+  got = [jit(matching.relevance)(REGIONS, w, MASK) for w in (WORDS, other)]
   np.testing.assert_array_equal(*got)
 
 
@@ -54,7 +58,7 @@ def test_matching_is_the_sum_of_four_entropies():
   """Of rows and of columns, by words and by sentences, with the own pair on the diagonal."""
   whole, sentence = some(3, 4, seed=2), some(3, 4, seed=3)
   own = np.eye(3, dtype=bool)
-  got = matching.matching(REGIONS, whole, sentence, WORDS, MASK, own, gammas=(4.0, 5.0, 10.0))
+  got = jit(matching.matching)(REGIONS, whole, sentence, WORDS, MASK, own)
   scores = [one_by_one(4.0, 5.0), cosine(whole[:, None], sentence)]
   want = 0.0
   for s in scores:
@@ -66,7 +70,7 @@ def test_matching_is_the_sum_of_four_entropies():
 def test_where_all_codes_are_alike_it_is_four_log_b():
   same = [np.broadcast_to(some(*shape), (5, *shape)) for shape in ((7, 4), (4,), (4,), (6, 4))]
   mask = np.ones((5, 6), bool)
-  got = matching.matching(*same, mask, np.eye(5, dtype=bool))
+  got = jit(matching.matching)(*same, mask, np.eye(5, dtype=bool))
   np.testing.assert_allclose(got, 4 * math.log(5), rtol=1e-5)
 
 
@@ -85,27 +89,28 @@ def test_the_gradient_is_finite_where_a_code_is_zero():
   args = (zero(2, 3, 4), zero(2, 4), zero(2, 4), zero(2, 5, 4))
   mask = np.ones((2, 5), bool)
   loss = lambda *args: matching.matching(*args, mask, np.eye(2, dtype=bool))
-  value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(*args)
+  value, grads = jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*args)
   np.testing.assert_allclose(value, 4 * math.log(2), rtol=1e-6)
   assert all(np.isfinite(g).all() for g in grads)
 
 
 def test_r_precision():
   """Of right codes, of codes that say nothing, of random ones, and where captions repeat."""
-  key, code = jax.random.key(0), some(60, 32)
-  tokens = np.arange(60)[:, None]
-  assert matching.r_precision(code, 3 * code, tokens, key, num=10) == 1
-  assert matching.r_precision(code, -code, tokens, key, num=10) == 0
-  assert matching.r_precision(np.ones((60, 4)), np.ones((60, 4)), tokens, key, num=2) == 0
-  many, n = some(4_000, 8, seed=4), np.arange(4_000)[:, None]
-  chance = matching.r_precision(many, some(4_000, 8, seed=5), n, key, num=5)
+  key, code, measure = jax.random.key(0), some(60, 32), matching.r_precision
+  of_ten = jit(functools.partial(measure, num=10))
+  tokens = jnp.arange(60)[:, None]
+  assert of_ten(code, 3 * code, tokens, key) == 1
+  assert of_ten(code, -code, tokens, key) == 0
+  assert of_ten(np.ones_like(code), np.ones_like(code), tokens, key) == 0
+  many, n = some(4_000, 8, seed=4), jnp.arange(4_000)[:, None]
+  chance = jit(functools.partial(measure, num=5))(many, some(4_000, 8, seed=5), n, key)
   assert abs(chance - 0.2) < 4 * math.sqrt(0.16 / 4_000)
   # two kinds of caption: of the other kind is nearer to the second half alone
   whole = np.repeat([[1.0, 0.0], [0.8, 0.6]], 30, axis=0)
   sentence = np.repeat([[1.0, 0.0], [0.0, 1.0]], 30, axis=0)
-  kind = np.repeat([[1], [2]], 30, axis=0)
-  assert matching.r_precision(whole, sentence, kind, key, num=10) == 0.5
-  assert matching.r_precision(whole, sentence, 0 * kind, key, num=10) == 1  # there are no others
+  kind = jnp.repeat(jnp.array([[1], [2]]), 30, axis=0)
+  assert of_ten(whole, sentence, kind, key) == 0.5
+  assert of_ten(whole, sentence, 0 * kind, key) == 1  # there are no others
 
 
 def test_weights_of_the_aware_losses():
