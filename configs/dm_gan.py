@@ -16,6 +16,7 @@ def get_config(variant="small"):
   c.data.text_key, c.data.text_length, c.data.vocab_size = "caption", 16, 64
   c.lr, c.batch_size, c.num_steps = 1e-3, 16, 3_000
   c.log_every, c.sample_every, c.checkpoint_every = 50, 500, 1_000
+  c.metrics, c.num_eval_samples = ("captions.carried",), 1_600
   m = c.model
   m.features, m.embed, m.dropout = 64, 64, 0.2  # of words and sentence; of a token
   m.image_encoder, m.widths = "convolutions", (32, 64, 128)  # or inception
@@ -31,13 +32,14 @@ def get_config(variant="small"):
     c.data.source, c.data.name, c.data.image_size, c.data.channels = "folder", "cub", 256, 3
     c.data.text_length, c.data.vocab_size = 18, 5_450
     c.lr, c.batch_size, c.num_steps = 2e-4, 10, 708_000  # 800 epochs of 8,855 birds
+    c.metrics = ()
     c.checkpoint_every = c.sample_every = 10_000
     m.features, m.embed, m.dropout, m.image_encoder = 256, 300, 0.5, "inception"
     m.matching_steps, m.matching_decay_every = 36_800, 184  # 200 epochs
     m.num_captions, m.g_base, m.d_base, m.z_dim, m.condition = 100, 64, 32, 100, 100
     m.num_blocks, m.ema = 2, 0.999
   if variant == "test":
-    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.num_steps, c.batch_size, c.num_eval_samples, c.metrics = 2, 8, 16, ()
     c.log_every = c.sample_every = c.checkpoint_every = 1
     c.data.image_size = 16
     m.matching_steps, m.matching_batch_size, m.num_captions = 2, 0, 4
