@@ -14,11 +14,11 @@ import optax
 from gm import losses
 
 MASKED = -1e30  # the logit of a pair that is not counted
-EPS = 1e-8  # the least product of two norms
+EPS = 1e-8  # the least product of two norms that is divided by
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-  """<a, b> / max(|a| |b|, 1e-8) along the last axis; 0, with gradient 0, where one of them is 0.
+  """<a, b> / max(|a| |b|, 1e-8) along the last axis; 0 where one of them is 0.
 
   >>> cosine(jnp.array([3.0, 0.0]), jnp.array([2.0, 0.0])).item()
   1.0

@@ -116,8 +116,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     )
     return state.replace(step=state.step + 1), found
 
+  def read(params, tokens):  # -> encoders.Text
+    return t.apply({"params": params["t"]}, tokens, train=False)
+
   def codes(params, stats, batch, image):
-    text, _ = core.apply(t, params["t"], {}, batch["tokens"], train=False)
+    text = read(params, batch["tokens"])
     (_, whole), _ = core.apply(c, params["c"], stats, image, train=False)
     return {"whole": whole, "sentence": text.sentence, "tokens": batch["tokens"]}
 
@@ -132,9 +135,6 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   # -------------------------------------------------------------------------------------- the game
 
-  def read(state, tokens):  # -> encoders.Text
-    return core.apply(t, state.extra["t"], {}, tokens, train=False)[0]
-
   def latent(batch, key):
     k, n = core.keys(key, "z", "eps"), len(batch["tokens"])
     return {
@@ -146,7 +146,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     k = core.keys(key, "g", "d", "latent")
     extra = {"t": prev.params["t"], "c": prev.params["c"], "c_stats": prev.stats["c"]}
     some = {name: x[:2] for name, x in batch.items()}
-    text, _ = core.apply(t, extra["t"], {}, some["tokens"], train=False)
+    text = read(extra, some["tokens"])
     noise, params, stats = latent(some, k.latent), {}, {}
     params["g"], stats["g"] = core.build(g, k.g, noise["z"], noise["eps"], *text)
     pictures = dm_gan.scales(some["image"], m.num_refine)
@@ -208,7 +208,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       {
         "image": batch["image"],
         "tokens": batch["tokens"],
-        "text": read(state, batch["tokens"]),
+        "text": read(state.extra, batch["tokens"]),
         "noise": latent(batch, k.latent),
         "see": k.see,
       },
@@ -218,11 +218,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return state.replace(step=state.step + 1, ema=ema), found
 
   def draw(state, noise, tokens):  # -> dm_gan.Drawn, by the average
-    args = (noise["z"], noise["eps"], *read(state, tokens))
+    args = (noise["z"], noise["eps"], *read(state.extra, tokens))
     return core.apply(g, state.ema["g"], state.ema["g_stats"], *args, train=False)[0]
 
   def render(state, noise, batch):
-    found = {"image": draw(state, noise, batch["tokens"]).images[-1], "tokens": batch["tokens"]}
+    *smaller, image = draw(state, noise, batch["tokens"]).images
+    found = {"image": image, **{f"image_{x.shape[1]}": x for x in smaller}}
+    found["tokens"] = batch["tokens"]
     return {**found, "data_said": batch["said"]} if "said" in batch else found
 
   def sample(state, batch, key):
