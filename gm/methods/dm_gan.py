@@ -231,7 +231,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
-    return codes(state.extra, state.extra["c_stats"], batch, sample(state, batch, key)["image"])
+    """Codes of samples; and their mean squared distance, one caption or two, to other noise."""
+    k = core.keys(key, "one", "other")
+    x, y = (sample(state, batch, key)["image"] for key in k)
+    return {
+      **codes(state.extra, state.extra["c_stats"], batch, x),
+      "spread_noise": jnp.mean((x - y) ** 2),
+      "spread_captions": jnp.mean((x - jnp.roll(y, 1, axis=0)) ** 2),
+    }
 
   def show(state, batch, key):
     """Captions at all sizes beside the data; eight captions in columns, a noise in each row."""

@@ -252,6 +252,18 @@ def test_samples_are_of_their_captions():
   assert np.abs(one["image"] - again["image"]).max((1, 2, 3)).min() > 1e-4
 
 
+def test_spread_tells_whether_noise_is_heard():
+  made, state, batch = started()
+  evaluate = jit(made.stages[1].evaluate)
+  found = evaluate(state, batch, jax.random.key(3))
+  assert found["spread_noise"] > 0.01
+  first = state.ema["g"]["first"]  # of the condition, then of the noise; there is no other way in
+  deaf = {**state.ema["g"], "first": jax.tree.map(jnp.zeros_like, first)}
+  state = state.replace(ema={**state.ema, "g": deaf})
+  found = evaluate(state, batch, jax.random.key(3))
+  assert found["spread_noise"] == 0 < found["spread_captions"]
+
+
 def test_pictures_have_a_column_for_a_caption_and_a_row_for_a_noise():
   made, state, batch = started()
   stage, key = made.stages[1], jax.random.key(4)
