@@ -35,7 +35,8 @@ def get_config(variant="small"):
     c.metrics = ()
     c.checkpoint_every = c.sample_every = 10_000
     m.features, m.embed, m.dropout, m.image_encoder = 256, 300, 0.5, "inception"
-    m.matching_steps, m.matching_decay_every = 36_800, 184  # 200 epochs
+    m.matching_steps, m.matching_batch_size = 36_800, 48  # 200 epochs
+    m.matching_decay_every, m.matching_weight = 184, 5.0
     m.num_captions, m.g_base, m.d_base, m.z_dim, m.condition = 100, 64, 32, 100, 100
     m.num_blocks, m.ema = 2, 0.999
   if variant == "test":

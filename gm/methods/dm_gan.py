@@ -231,7 +231,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return render(state, latent(batch, key), batch)
 
   def evaluate(state, batch, key):
-    """Codes of samples; and their mean squared distance, one caption or two, to other noise."""
+    """Codes of samples; mean squared distances of two of one caption, and of two captions."""
     k = core.keys(key, "one", "other")
     x, y = (sample(state, batch, key)["image"] for key in k)
     return {
