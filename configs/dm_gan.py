@@ -1,6 +1,15 @@
 """python main.py --config=configs/dm_gan.py --workdir=/tmp/dm_gan
 
-Variants: small (default; 32 px avatars, 8 -> 16 -> 32), paper (CUB, 64 -> 128 -> 256), test.
+Variants: small (default; captioned avatars, 8 -> 16 -> 32 px), paper (CUB, 64 -> 128 -> 256), test.
+
+Measured, small, seeds 0, 1, on 1,600 samples for held-out combinations of hair, its colour, beard
+and glasses, by a network that has learned from real images what captions say: it names what the
+caption says in 67.1, 71.1 % (chance 31.7, 32.3; real images 90.6). Of these hair 94, 91 %, its
+colour 83, 83, glasses 82, 83, colour of clothes 47, 49, beard 30, 49, where chance is 39, 43: a
+beard is not learned. A sample's own caption is the nearest of 32 for 70.5, 74.6 %. The encoders
+find that of a held-out image for 80.4, 79.7, 83.0 % (seeds 0, 1, 2; chance 3.1). Noise changes
+clothes and light in seed 1, next to nothing in seed 0. About 7 minutes of processor time with
+evaluation, of a machine that had much other work. paper was not run.
 """
 
 from configs import common
