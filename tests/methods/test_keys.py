@@ -224,6 +224,7 @@ def test_what_is_wrong_is_seen(function, expected):
 # changes that make examples small, and leave D's statistics of a batch out where it may be
 SMALLER = {
   "dcgan": {"model.start": 2},
+  "dm_gan": {"data.image_size": 16},
   "infogan": {
     "batch_size": 64,  # its batch norm makes a loss of few examples vary otherwise
     "model.start": 2,
