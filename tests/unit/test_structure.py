@@ -11,7 +11,8 @@ ALLOWED = {  # who may import what of gm
   "core": set(),
   "methods": {
     *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
-    *("ada", "attacks", "diagnostics", "flags", "labelled", "perceptual", "pictures", "prior"),
+    *("ada", "attacks", "diagnostics", "flags", "labelled", "perceptual", "pictures", "pool"),
+    "prior",
   },
   "nets": {"nets", "nn"},
   "nn": {"nn"},
@@ -26,6 +27,7 @@ ALLOWED = {  # who may import what of gm
   "pictures": set(),
   "perceptual": {"nets", "weights"},
   "prior": {"core", "flags", "nets", "optim", "pictures"},
+  "pool": set(),
   "diagnostics": set(),
   "probability": {"probability"},
   "data": {"core", "data", "flags"},
@@ -41,7 +43,11 @@ ALLOWED = {  # who may import what of gm
   "asked": {"data", "errors", "progress"},
   "sampler": {"asked", "core", "errors", "inspection", "job", "pictures", "sharding"},
   "sampling": {
-    *("asked", "checks", "continuing", "errors", "job", "progress", "sampler", "workdir"),
+    *("asked", "checks", "continuing", "errors", "job", "progress", "sampler", "translating"),
+    "workdir",
+  },
+  "translating": {
+    *("asked", "core", "data", "errors", "inspection", "job", "progress", "sharding", "workdir"),
   },
   "steps": {"core", "errors", "job", "programs", "sharding"},
 }
