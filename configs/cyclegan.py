@@ -1,0 +1,57 @@
+"""python main.py --config=configs/cyclegan.py --workdir=/tmp/cyclegan
+
+Variants: small (default; satellite pictures and shaded relief of 32 pixels), digits (8x8 digits and
+inverted ones), paper (folders of 256 pixels, as horse2zebra), lua (128 pixels by the authors' first
+code), test.
+
+Images of your own: --config.data.name=folder --config.data.dir=DIR, with trainA, trainB, testA and
+testB in DIR; see gm/data/domains.py.
+
+UNMEASURED 0
+"""
+
+from configs import common
+
+VARIANTS = ("small", "digits", "paper", "lua", "test")
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("cyclegan")
+  c.lr = 5e-4
+  c.num_steps, c.batch_size = 2_000, 4
+  c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 1_000
+  c.metrics, c.reference_split = ("translation.counterparts",), "test"
+  c.data.source, c.data.name, c.data.image_size = "domains", "maps", 32
+  m = c.model
+  m.g_base, m.num_blocks, m.num_halvings, m.pad = 16, 3, 2, "reflect"  # or zero
+  m.d_widths, m.d_padding = (32, 64), 1
+  m.norm = "layer"  # or instance, the paper's
+  m.affine = False  # scale and shift of instance norms
+  m.loss, m.cycle, m.same = "least_squares", 10.0, 0.5  # or logistic
+  m.pool_size = 50
+  m.constant, m.b1 = 0.5, 0.5  # the part of the steps before the rate falls
+  m.jitter, m.flip = 0, 0.5  # pixels that images are enlarged by; chance
+  if variant == "digits":
+    c.data.name, c.data.image_size = "digits", 16
+    c.num_steps, c.batch_size = 1_500, 16
+    m.g_base, m.num_blocks, m.d_widths, m.flip = 16, 2, (16, 32), 0.0
+  if variant != "small":
+    m.norm = "instance"
+  if variant in ("paper", "lua"):
+    c.data.name, c.data.image_size, c.data.channels = "folder", 256, 3
+    c.metrics, c.reference_split, c.batch_size = (), "train", 1
+    c.lr, c.num_steps = 2e-4, 200 * 1_177  # epochs of horse2zebra
+    c.log_every, c.sample_every, c.checkpoint_every = 1_000, 10_000, 10_000
+    m.g_base, m.num_blocks, m.d_widths, m.jitter = 64, 9, (64, 128, 256, 512), 30
+  if variant == "lua":
+    c.data.image_size, m.num_blocks, m.jitter = 128, 6, 15
+    m.d_padding, m.affine = 2, True
+  if variant == "test":
+    c.data.name, c.data.image_size = "digits", 8
+    c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    m.g_base, m.num_blocks, m.num_halvings, m.d_widths = 4, 1, 1, (4, 8)
+    m.pool_size, m.jitter = 6, 2
+  return c
