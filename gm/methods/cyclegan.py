@@ -98,15 +98,10 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {"a": G(p["g_ba"], batch["b"]), "b": G(p["g_ab"], batch["a"])}
 
   def each_way(function, p, x):
-    """What function(to, back, judge, x, y) gives from a to b and from b to a, stacked.
-
-    One after the other, which takes half of the time to compile and as long to run.
-    """
-    ways = (
-      (p["g_ab"], p["g_ba"], p["d_b"], x["a"], x["b"]),
-      (p["g_ba"], p["g_ab"], p["d_a"], x["b"], x["a"]),
-    )
-    return jax.lax.map(lambda way: function(*way), jax.tree.map(lambda *x: jnp.stack(x), *ways))
+    """What function(to, back, judge, x, y) gives from a to b and from b to a, stacked."""
+    there = function(p["g_ab"], p["g_ba"], p["d_b"], x["a"], x["b"])
+    back = function(p["g_ba"], p["g_ab"], p["d_a"], x["b"], x["a"])
+    return jax.tree.map(lambda *x: jnp.stack(x), there, back)
 
   def init(key, batch, prev):
     k = core.keys(key, *TRANSLATORS, *JUDGES)
