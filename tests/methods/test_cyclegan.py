@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import blindfold, train
 from flax import linen as nn
 from PIL import Image
 
@@ -211,7 +211,9 @@ def test_the_rate_is_constant_and_then_falls_to_nothing(monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   work = tmp_path_factory.mktemp("run")
-  loop.train(config_of("test", metrics=()), str(work))
+  with pytest.MonkeyPatch.context() as patched:
+    blindfold(patched)
+    loop.train(config_of("test", metrics=(), num_steps=0), str(work))
   return work
 
 
