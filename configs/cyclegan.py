@@ -41,7 +41,7 @@ def get_config(variant="small"):
     m.norm = "instance"
   if variant in ("paper", "lua"):
     c.data.name, c.data.image_size, c.data.channels = "folder", 256, 3
-    c.metrics, c.reference_split, c.batch_size = (), "train", 1
+    c.metrics, c.reference_split, c.batch_size, c.num_devices = (), "train", 1, 1
     c.lr, c.num_steps = 2e-4, 200 * 1_177  # epochs of horse2zebra
     c.log_every, c.sample_every, c.checkpoint_every = 1_000, 10_000, 10_000
     m.g_base, m.num_blocks, m.d_widths, m.jitter = 64, 9, (64, 128, 256, 512), 30
@@ -52,6 +52,6 @@ def get_config(variant="small"):
     c.data.name, c.data.image_size = "digits", 8
     c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
     c.log_every = c.sample_every = c.checkpoint_every = 1
-    m.g_base, m.num_blocks, m.num_halvings, m.d_widths = 4, 1, 1, (4, 8)
+    m.g_base, m.num_blocks, m.num_halvings, m.d_widths = 8, 1, 1, (8, 16)
     m.pool_size, m.jitter = 6, 2
   return c
