@@ -19,13 +19,13 @@ def get_config(variant="small"):
   if variant not in VARIANTS:
     raise common.unknown(variant, VARIANTS)
   c = common.base("cyclegan")
-  c.lr = 5e-4
-  c.num_steps, c.batch_size = 2_000, 4
+  c.lr = 1e-3
+  c.num_steps, c.batch_size = 1_600, 4
   c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 1_000
   c.metrics, c.reference_split = ("translation.counterparts",), "test"
   c.data.source, c.data.name, c.data.image_size = "domains", "maps", 32
   m = c.model
-  m.g_base, m.num_blocks, m.num_halvings, m.pad = 16, 3, 2, "reflect"  # or zero
+  m.g_base, m.num_blocks, m.num_halvings, m.pad = 16, 3, 1, "reflect"  # or zero
   m.d_widths, m.d_padding = (32, 64), 1
   m.norm = "layer"  # or instance, the paper's
   m.affine = False  # scale and shift of instance norms
@@ -44,7 +44,8 @@ def get_config(variant="small"):
     c.metrics, c.reference_split, c.batch_size, c.num_devices = (), "train", 1, 1
     c.lr, c.num_steps = 2e-4, 200 * 1_177  # epochs of horse2zebra
     c.log_every, c.sample_every, c.checkpoint_every = 1_000, 10_000, 10_000
-    m.g_base, m.num_blocks, m.d_widths, m.jitter = 64, 9, (64, 128, 256, 512), 30
+    m.g_base, m.num_blocks, m.num_halvings, m.jitter = 64, 9, 2, 30
+    m.d_widths = (64, 128, 256, 512)
   if variant == "lua":
     c.data.image_size, m.num_blocks, m.jitter = 128, 6, 15
     m.d_padding, m.affine = 2, True

@@ -201,7 +201,7 @@ def test_the_rate_is_constant_and_then_falls_to_nothing(monkeypatch):
   seen, true = [], optim.linear
   monkeypatch.setattr(optim, "linear", lambda *a, **k: seen.append(true(*a, **k)) or seen[-1])
   job.prepare(config_of("test", num_steps=200, **{"model.constant": 0.25}))
-  rates = [float(seen[-1](t)) / 5e-4 for t in (0, 50, 125, 200)]
+  rates = [float(seen[-1](t)) / 1e-3 for t in (0, 50, 125, 200)]
   np.testing.assert_allclose(rates, [1, 1, 0.5, 0], atol=1e-6)
 
 
