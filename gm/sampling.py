@@ -127,8 +127,10 @@ def draw(
 
 
 def _translates(opened, inputs) -> bool:  # images that were given, in their own size
+  if inputs is None:
+    return False
   _, _, (job, index, _) = opened
-  return inputs is not None and job.stages[index].multiple > 0
+  return job.stages[index].multiple > 0
 
 
 class Request(NamedTuple):
