@@ -7,7 +7,14 @@ code), test.
 Images of your own: --config.data.name=folder --config.data.dir=DIR, with trainA, trainB, testA and
 testB in DIR; see gm/data/domains.py.
 
-UNMEASURED 0
+Measured, small, seed 2, on the 114 pairs of the test split, mean absolute differences in [-1, 1]:
+translations are off their true counterparts by 0.450 (satellite) and 0.204 (relief), the images of
+the other domain by 0.888, those with the right mean and deviation of each channel by 0.334 and
+0.197, the median colour by 0.265 and 0.165, the best affine map of colours, learned of pairs, by
+0.180 and 0.107; images that come back by 0.127 and 0.115. So it is better than nothing and worse
+than simple answers: the colours of forest and desert are exchanged, and the sea is not blue. Seed
+0 looked the same after 1,000 steps. With instance norms, two halvings and lr 5e-4 it was no better
+than the median colour after 400 steps. The other variants were not run.
 """
 
 from configs import common
@@ -23,6 +30,7 @@ def get_config(variant="small"):
   c.num_steps, c.batch_size = 1_600, 4
   c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 1_000
   c.metrics, c.reference_split = ("translation.counterparts",), "test"
+  c.num_eval_samples = 256  # there are no more pairs
   c.data.source, c.data.name, c.data.image_size = "domains", "maps", 32
   m = c.model
   m.g_base, m.num_blocks, m.num_halvings, m.pad = 16, 3, 1, "reflect"  # or zero

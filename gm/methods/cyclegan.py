@@ -19,7 +19,7 @@ halve D's gradient, which Adam does not notice. `small` has layer norms: patches
 have little but their colour, which instance norms take away.
 Run: python main.py --config=configs/cyclegan.py --workdir=/tmp/cyclegan
 Then: python main.py --workdir=/tmp/cyclegan --mode=sample --input=FILE_OR_FOLDER --target=b
-  UNMEASURED
+  does not learn which colour stands for which yet: see configs/cyclegan.py
 """
 
 from __future__ import annotations
