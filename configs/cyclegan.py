@@ -14,7 +14,8 @@ the other domain by 0.888, those with the right mean and deviation of each chann
 0.180 and 0.107; images that come back by 0.127 and 0.115. So it is better than nothing and worse
 than simple answers: the colours of forest and desert are exchanged, and the sea is not blue. Seed
 0 looked the same after 1,000 steps. With instance norms, two halvings and lr 5e-4 it was no better
-than the median colour after 400 steps. The other variants were not run.
+than the median colour after 400 steps. 4.6 minutes of processor time, evaluation of 10,000 samples
+included. The other variants were not run.
 """
 
 from configs import common
