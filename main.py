@@ -45,21 +45,21 @@ _TRUNCATION = flags.DEFINE_float(
 )
 _FORMAT = flags.DEFINE_enum(
   "format",
-  "grid",
+  None,
   ["grid", "files", "npz"],
-  "With --mode=sample: a picture, an image each, arrays.",
+  "With --mode=sample: a picture (what you get if not given), an image each, arrays.",
 )
 _WALK = flags.DEFINE_string(
   "walk", None, "With --mode=sample: 5,9,13; a film from seed to seed and back to the first."
 )
 _INPUT = flags.DEFINE_list(
-  "input", None, "With --mode=sample: files of images that samples are made of, each."
+  "input", None, "With --mode=sample: images that samples are made of, files or folders of them."
 )
 _COMPLETE = flags.DEFINE_list(
   "complete", None, "With --mode=sample: files of images whose lower half is made anew, each."
 )
 _TARGET = flags.DEFINE_string(
-  "target", None, "With --mode=sample: number or name of the class that samples shall become."
+  "target", None, "With --mode=sample: the class, or the domain, that samples shall become."
 )
 _PROMPT = flags.DEFINE_multi_string(
   "prompt", None, "With --mode=sample: a text that samples are made for; may be given again."

@@ -62,6 +62,12 @@ _BIGGAN = {  # the paper's at 32 pixels; samples by running averages
 _STYLEGAN2 = {"z_dim": 128, "w_dim": 128, "base": 1024, "most": 64}
 _VQVAE = {"model.widths": (64, 128), "model.num_codes": 512, "model.code_dim": 64}
 _PRIOR = {"model.prior_layers": 4, "model.prior_width": 128}
+_CYCLEGAN = {  # the paper's at 128 pixels, on digits that are padded to them
+  "data.name": "digits",
+  "data.image_size": 128,
+  "model.num_blocks": 6,
+  "model.jitter": 15,
+}
 _LAZY = {"model.path_weight": "model.path_every", "model.r1_gamma": "model.r1_every"}
 WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players count
   "vae": Workload("vae:small", "models_torch:VAE", {"batch_size": 128, **_VAE}),
@@ -88,6 +94,7 @@ WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players
   "vqgan": Workload(
     "vqgan:small", "models_torch_vqgan:VQGAN", {"batch_size": 32, "model.disc_start": 0}
   ),
+  "cyclegan": Workload("cyclegan:paper", "models_torch_cyclegan:CycleGAN", _CYCLEGAN),
 }
 FORMS = ("eager", "tuned", "compiled")  # of PyTorch, as in models_torch.py
 

@@ -6,6 +6,7 @@ A range of seeds stays one, however long it is.
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -118,13 +119,37 @@ def label_numbers(
   return list(dict.fromkeys(found))
 
 
+def image_files(paths: Sequence[str] | str, flag: str = "--input") -> list[str]:
+  """Returns the files that a flag names: a folder stands for the images that lie in it.
+
+  Raises:
+    UserError: if there are none.
+  """
+  paths, found = [paths] if isinstance(paths, str) else list(paths), []
+  for path in map(str, paths):
+    if not os.path.isdir(path):
+      found.append(path)
+      continue
+    try:
+      names = sorted(os.listdir(path))
+    except OSError as error:
+      raise UserError(f"{flag}: {path} cannot be listed ({error.strerror})") from error
+    inside = [n for n in names if n[0] != "." and Path(n).suffix.lower() in images.SUFFIXES]
+    if not inside:
+      raise UserError(f"{flag}: the folder {path} has no images: give another, or files")
+    found += [os.path.join(path, name) for name in inside]
+  if not found:
+    raise UserError(f"{flag} names no file: give paths of images, or leave it out")
+  return found
+
+
 def read_images(
   paths: Sequence[str], shape: tuple[int, int, int], flag: str = "--input"
 ) -> np.ndarray:
   """Reads images of the user's own as a data set's: upright, the largest centred part, resized.
 
   Args:
-    paths: of files.
+    paths: as in `image_files`.
     shape: H, W and C of the images that a method knows.
     flag: that they were given by.
 
@@ -134,9 +159,7 @@ def read_images(
   Raises:
     UserError: if there is none, one cannot be read, or such a method has none as files.
   """
-  paths = [paths] if isinstance(paths, str) else list(paths)
-  if not paths:
-    raise UserError(f"{flag} names no file: give paths of images, or leave it out")
+  paths = image_files(paths, flag)
   if shape[2] not in (1, 3):
     raise UserError(f"{flag}: images of {shape[2]} channels come from no file: leave it out")
   try:

@@ -68,7 +68,7 @@ def _image_size(given: Any) -> None:
 # What keys of data are where nothing is asked of them; `name` may stand though it is not read.
 IDLE = {"dir": "", "image_size": 0, "channels": 0, "num_classes": 0, "num_train": 0}
 IDLE |= {"image_key": "", "label_key": "", "train_split": "train", "test_split": "test"}
-IDLE |= {"memory_mb": 256, "scale": 1.0, "attributes": ()}
+IDLE |= {"memory_mb": 256, "scale": 1.0, "attributes": (), "paired": False}
 OF_TEXT = {"text_length": 32, "vocab_size": 1_024, "tokenizer": "word"}
 IDLE |= {"text_key": "", **OF_TEXT}
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-# leaves [B, ...]; image f32 in [-1, 1]; label, tokens and said i32, the rest f32; `sample` may be
-# given a target, i32, beside those of the data: the class that a sample shall become
+# leaves [B, ...]; image, and a and b of two domains, f32 in [-1, 1]; label, tokens and said i32, the
+# rest f32; `sample` may be given a target, i32, beside those of the data: the class to become
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]  # f32 scalars
 
@@ -45,6 +45,7 @@ class Info(NamedTuple):
   said: tuple = ()  # of captions whose truth is known: ((attribute, words), ...), see `said`
   modes: tuple = ()  # centres of a mixture, ((x, y), ...)
   mode_std: float = 0.0  # its standard deviation
+  aligned: bool = False  # of two domains: held-out rows of a and b show the same
 
 
 class Source(NamedTuple):
@@ -60,7 +61,8 @@ class Source(NamedTuple):
     None  # the whole set where it is held in memory, so that it can live on the device
   )
   indices: Callable | None = (
-    None  # (i, size) -> i32 [size]; batch(i, n) == {k: a[indices(i, n)] for k, a in arrays}
+    None  # (i, size) -> i32 [size]; batch(i, n) == {k: a[indices(i, n)] for k, a in arrays}; where
+    # leaves are drawn independently, {k: i32 [size]}
   )
   classes: tuple = ()  # names of the labels 0, 1, ...; () where they have none
   tokenizer: str = ""  # that text was turned into tokens by, as JSON; see gm/data/text.py
@@ -100,6 +102,9 @@ class Stage(NamedTuple):
   furnish: Callable | None = None  # state -> state, on the host, after init: published weights
   # (state, batch, key) -> Batch: images whose lower half is made anew, to go with the upper one
   complete: Callable | None = None
+  # where above 0, `sample` takes images of any size with sides that are multiples of this, gives
+  # images of that size and draws nothing
+  multiple: int = 0
 
 
 def batch_shapes(

@@ -70,7 +70,7 @@ def make_feed(job: Job, index: int, source: core.Source) -> tuple[Pace, Callable
     def index_rows(start, n):
       found = [source.indices(start + j, size) for j in range(n)]
       found += found[-1:] * (most - n)  # one shape for every n
-      return sharding.put(np.stack(found), where)
+      return sharding.put(jax.tree.map(lambda *x: np.stack(x), *found), where)
 
     return Pace(fixed, most), index_rows
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gm import asked, checks, continuing
+from gm import asked, checks, continuing, translating
 from gm.errors import UserError, user_input
 from gm.job import newest
 from gm.progress import Count, say
@@ -58,6 +58,11 @@ def open_run(
     UserError: if there is no run, or the method has no truncation, takes no images or texts or
       finishes none, or a text holds a word that is not known.
   """
+  return _sampler(_newest(workdir, config, truncation), inputs, complete, prompts)
+
+
+def _newest(workdir, config, truncation) -> tuple:
+  """The absolute workdir, what is on record of its run, and (job, last stage, its state)."""
   workdir = continuing.absolute(workdir)
   with user_input():
     facts = continuing.require_facts(workdir)
@@ -73,11 +78,16 @@ def open_run(
     if truncation is None:
       raise
     raise UserError(str(error).replace(f"--config.model.{name}=", "--truncation=")) from error
+  return workdir, facts, (job, index, state)
+
+
+def _sampler(opened, inputs, complete, prompts) -> Sampler:
+  workdir, facts, (job, index, state) = opened
   classes, tokens = (facts.get("data") or {}).get("classes") or (), None
   if prompts is not None:
     shape = job.infos[index].shape.get("tokens")
     if shape is None:
-      raise UserError(f"--prompt: this {config.method} is told no text: leave it out")
+      raise UserError(f"--prompt: this {job.config.method} is told no text: leave it out")
     with user_input():
       tokenizer = record.read_tokenizer(workdir)
     tokens = asked.prompt_tokens(asked.check_prompts(prompts), tokenizer, shape[0])
@@ -102,12 +112,25 @@ def draw(
   `open_run(workdir).stream(seeds)`.
   """
   seeds = asked.check_seeds(seeds)
-  sampler = open_run(workdir, config, truncation, inputs, complete, prompts)
+  opened = _newest(workdir, config, truncation)
+  if _translates(opened, inputs):
+    translation = translating.Translation(*opened[2], inputs, target)
+    if len(translation.files) > 1:
+      raise UserError("images that keep their own size are given one at a time here")
+    return next(translation.stream())
+  sampler = _sampler(opened, inputs, complete, prompts)
   labels = sampler.numbers(labels)
   texts = 1 if prompts is None else len(asked.check_prompts(prompts))
   checks.held(len(seeds) * len(labels or [0]) * texts, 2 * sampler.bytes)  # in parts, and joined
   parts = list(sampler.stream(seeds, labels, sampler.target(target)))
   return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def _translates(opened, inputs) -> bool:  # images that were given, in their own size
+  if inputs is None:
+    return False
+  _, _, (job, index, _) = opened
+  return job.stages[index].multiple > 0
 
 
 class Request(NamedTuple):
@@ -117,11 +140,13 @@ class Request(NamedTuple):
   frames: int = 0  # of a walk between the seeds; 0: the samples of the seeds
   labels: Sequence[str] | None = None  # each seed is drawn for each; a walk is made for each
   truncation: float | None = None
-  form: str = "grid"  # "grid", a row for each of several labels; "files"; "npz"
+  form: str | None = (
+    None  # "grid", a row for each of several labels, as if not given; "files"; "npz"
+  )
   out: str | None = None  # folder; None: DIR/samples
   overwrite: bool = False  # else a file that is there is an error, before anything is drawn
-  inputs: Sequence[str] | None = None  # files of images: all seeds and labels for each
-  target: str | int | None = None  # the class that samples shall become
+  inputs: Sequence[str] | None = None  # images, or folders: all seeds and labels for each
+  target: str | int | None = None  # the class, or the domain, that samples shall become
   complete: Sequence[str] | None = None  # files of images whose lower half is made anew
   prompts: Sequence[str] | None = None  # of each all the rest, in a picture of its own
 
@@ -134,13 +159,22 @@ def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]
   request = request._replace(seeds=asked.check_seeds(request.seeds))
   if request.prompts is not None:
     request = request._replace(prompts=asked.check_prompts(request.prompts))
-  own = request.inputs, request.complete, request.prompts
-  sampler = open_run(workdir, config, request.truncation, *own)
-  labels = sampler.numbers(request.labels)
-  request = request._replace(target=sampler.target(request.target))
-  stem = f"{sampler.stage.name}_{int(sampler.state.step):08d}"
+  for kind in ("inputs", "complete"):
+    if getattr(request, kind) is not None:
+      flag = {"inputs": "--input"}.get(kind, f"--{kind}")
+      request = request._replace(**{kind: asked.image_files(getattr(request, kind), flag)})
+  opened = _newest(workdir, config, request.truncation)
+  _, _, (job, index, state) = opened
+  stem = f"{job.stages[index].name}_{int(state.step):08d}"
   stem += "" if request.truncation is None else f"_truncation{request.truncation:g}"
   place = drawn.Place(workdir, request.out, stem, request.overwrite)
+  if _translates(opened, request.inputs):
+    translation = translating.Translation(*opened[2], request.inputs, request.target)
+    with user_input():
+      return translating.write(translation, place, request)
+  sampler = _sampler(opened, request.inputs, request.complete, request.prompts)
+  labels = sampler.numbers(request.labels)
+  request = request._replace(target=sampler.target(request.target))
   with user_input():
     write = _write_walks if request.frames else _write_samples
     return write(sampler, request, labels or [None], place)

@@ -140,7 +140,8 @@ def make_steps(job: Job, index: int, source: core.Source) -> Callable:
       state, totals = carry
       row = jax.tree.map(lambda r: r[i], rows)
       if data:
-        row = {k: jnp.take(a, row, axis=0) for k, a in data.items()}
+        of = row if isinstance(row, dict) else dict.fromkeys(data, row)
+        row = {k: jnp.take(a, of[k], axis=0) for k, a in data.items()}
       batch = jax.lax.with_sharding_constraint(source.decode(row), split)
       now = state.step
       state, metrics = step(state, batch, jax.random.fold_in(key, now))

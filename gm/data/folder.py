@@ -43,7 +43,9 @@ ROLES = {  # names of the folders that split a set, in lower case
 }
 
 
-class _File(NamedTuple):
+class File(NamedTuple):
+  """An image that was found."""
+
   path: str
   name: str  # below its split: the first folder in it is the class
   size: int  # bytes
@@ -71,7 +73,7 @@ def _refuse(error: OSError) -> NoReturn:
   raise error
 
 
-def _files(top: pathlib.Path) -> list[_File]:
+def files_of(top: pathlib.Path) -> list[File]:
   """Returns the images below `top`, sorted by name; links are followed once."""
   found, seen = [], set()
   for folder, names, files in os.walk(top, followlinks=True, onerror=_refuse):
@@ -92,7 +94,7 @@ def _files(top: pathlib.Path) -> list[_File]:
           f"{path} cannot be found ({error.strerror}): mend the link or remove it"
         ) from error
       if stat.S_ISREG(facts.st_mode):  # to open a pipe would wait for ever
-        found.append(_File(path, below + file, facts.st_size))
+        found.append(File(path, below + file, facts.st_size))
   return sorted(found, key=lambda f: f.name)
 
 
@@ -102,11 +104,12 @@ def in_test(path: str) -> bool:
   >>> [in_test(f"{i}.png") for i in range(4)]
   [False, True, False, False]
   """
-  digest = hashlib.sha256(_bytes(path)).digest()
+  digest = hashlib.sha256(as_bytes(path)).digest()
   return int.from_bytes(digest[:8]) % TEST_SHARE == 0
 
 
-def _bytes(name: str) -> bytes:  # as it is on disk, which need not be UTF-8
+def as_bytes(name: str) -> bytes:
+  """Returns a name as it is on disk, which need not be UTF-8."""
   return name.encode("utf-8", "surrogateescape")
 
 
@@ -152,29 +155,34 @@ def _split_folders(top: pathlib.Path) -> dict[str, str] | None:
   return None
 
 
-def _splits(top: pathlib.Path) -> tuple[dict[str, list[_File]], dict[str, Any]]:
-  """Returns the files of each split, and the facts on where they came from."""
+def splits_of(top: pathlib.Path) -> tuple[dict[str, list[File]], dict[str, Any]]:
+  """Returns the files of each split below `top`, and the facts on where they came from.
+
+  Raises:
+    FileNotFoundError, ValueError: where folders of splits do not fit together.
+  """
   folders, unused = _split_folders(top), []
   if folders:
-    splits = {split: _files(top / name) for split, name in folders.items()}
+    splits = {split: files_of(top / name) for split, name in folders.items()}
     unused = [n for names in _folders(top).values() for n in names if n not in folders.values()]
   else:
-    files = _files(top)
+    files = files_of(top)
     splits = {s: [f for f in files if in_test(f.name) == (s == "test")] for s in memory.SPLITS}
   listing = hashlib.sha256()
   for split, files in splits.items():
     for f in files:
-      listing.update(_bytes(f"{split}/{f.name}\0{f.size}\0"))
+      listing.update(as_bytes(f"{split}/{f.name}\0{f.size}\0"))
   origin = {
-    "name": _printable(os.path.abspath(top)),
+    "name": printable(os.path.abspath(top)),
     "files": {split: len(files) for split, files in splits.items()},
     "listing": listing.hexdigest()[:16],
   }
-  return splits, {**origin, **({"unused": sorted(map(_printable, unused))} if unused else {})}
+  return splits, {**origin, **({"unused": sorted(map(printable, unused))} if unused else {})}
 
 
-def _printable(name: str) -> str:
-  return _bytes(name).decode("utf-8", "backslashreplace")
+def printable(name: str) -> str:
+  """Returns a name as text that can be written anywhere."""
+  return as_bytes(name).decode("utf-8", "backslashreplace")
 
 
 def _tokens(cfg: Any, top: pathlib.Path, splits: dict) -> tuple[dict, str, str]:
@@ -220,7 +228,7 @@ def load(
   top = pathlib.Path(cfg["dir"]).expanduser()
   if not top.is_dir():
     raise FileNotFoundError(f"{top} is not a folder: set --config.data.dir to the folder of images")
-  splits, origin = _splits(top)
+  splits, origin = splits_of(top)
   if not splits[split]:
     raise FileNotFoundError(
       f"{top} has no images for split {split!r} (found {origin['files']}; "
@@ -247,7 +255,7 @@ def load(
     tokens, tokenizer, origin["captions"] = _tokens(cfg, top, splits)
     examples = [(f, {"tokens": row}) for f in splits[split] for row in tokens[f.path]]
 
-  def read(example: tuple[_File, dict]) -> dict[str, np.ndarray]:
+  def read(example: tuple[File, dict]) -> dict[str, np.ndarray]:
     file, told = example
     row = {"image": images.read(file.path, *shape), **told}
     return {**row, "label": np.int32(labels[file.name.split("/")[0]])} if labels else row
@@ -262,5 +270,5 @@ def load(
     shuffle=shuffle,
     part=part,
   )
-  classes = tuple(map(_printable, classes))
+  classes = tuple(map(printable, classes))
   return source._replace(classes=classes, tokenizer=tokenizer, origin=origin)

@@ -179,20 +179,12 @@ def fit(x: np.ndarray, height: int, width: int, *, background: int = 0) -> np.nd
   return x
 
 
-def crop(image: Any, height: int, width: int, channels: int) -> np.ndarray:
-  """Resizes the short side and crops the centre, in one pass; grey or RGB as asked.
-
-  The largest centred box of the aspect width / height is resampled with Lanczos (antialiased).
-  Transparency is laid over white.
+def flat(image: Any, channels: int) -> Any:
+  """Returns an image as grey or RGB; transparency is laid over white.
 
   Args:
     image: PIL.Image of any mode of 8 bits a channel or less.
-    height: of the result.
-    width: of the result.
     channels: 1 or 3.
-
-  Returns:
-    uint8 [height, width, channels].
 
   Raises:
     ValueError: for pixels that have no 8-bit meaning (32-bit integers and floats).
@@ -204,7 +196,29 @@ def crop(image: Any, height: int, width: int, channels: int) -> np.ndarray:
   if image.has_transparency_data:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  image = image.convert("L" if channels == 1 else "RGB")
+  return image.convert("L" if channels == 1 else "RGB")
+
+
+def crop(image: Any, height: int, width: int, channels: int) -> np.ndarray:
+  """Resizes the short side and crops the centre, in one pass; grey or RGB as asked.
+
+  The largest centred box of the aspect width / height is resampled with Lanczos (antialiased).
+
+  Args:
+    image: as in `flat`.
+    height: of the result.
+    width: of the result.
+    channels: 1 or 3.
+
+  Returns:
+    uint8 [height, width, channels].
+
+  Raises:
+    ValueError: as `flat` does.
+  """
+  from PIL import Image
+
+  image = flat(image, channels)
   w, h = image.size
   scale = max(height / h, width / w)
   bw, bh = min(w, width / scale), min(h, height / scale)
@@ -236,13 +250,39 @@ def _upright_8_bit(image: Any) -> Any:
   return image
 
 
+def _opened(file: str | os.PathLike | bytes, name: str, use: Callable) -> Any:
+  """Returns use(the upright image of 8 bits) of a file that nobody vouches for.
+
+  Only the formats in FORMATS are tried, and the size in the header is checked before any pixel is
+  decoded.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is corrupt, truncated or too large; the message names it.
+  """
+  from PIL import Image
+
+  source = io.BytesIO(file) if isinstance(file, bytes) else os.fspath(file)
+  name = name or str(source)
+  try:
+    with Image.open(source, formats=FORMATS) as image:
+      w, h = image.size
+      if w * h > MAX_PIXELS:
+        raise ValueError(f"{w} x {h} pixels, at most {MAX_PIXELS} are read")
+      return use(_upright_8_bit(image))
+  except FileNotFoundError:
+    raise
+  except (
+    Exception
+  ) as error:  # decoders of broken files raise anything: struct.error, SyntaxError, ...
+    reason = str(error).replace(str(source), "file")
+    raise ValueError(f"{name}: not readable as an image ({reason}): remove it or fix it") from error
+
+
 def read(
   file: str | os.PathLike | bytes, height: int, width: int, channels: int, *, name: str = ""
 ) -> np.ndarray:
   """Reads one image file that nobody vouches for, upright (EXIF) and cropped as `crop` does.
-
-  Only the formats in FORMATS are tried, and the size in the header is checked before any pixel is
-  decoded.
 
   Args:
     file: its path, or its bytes.
@@ -258,20 +298,52 @@ def read(
     FileNotFoundError: if there is no such file.
     ValueError: if it is corrupt, truncated or too large; the message names it.
   """
-  from PIL import Image
+  return _opened(file, name, lambda image: crop(image, height, width, channels))
 
-  source = io.BytesIO(file) if isinstance(file, bytes) else os.fspath(file)
-  name = name or str(source)
-  try:
-    with Image.open(source, formats=FORMATS) as image:
-      w, h = image.size
-      if w * h > MAX_PIXELS:
-        raise ValueError(f"{w} x {h} pixels, at most {MAX_PIXELS} are read")
-      return crop(_upright_8_bit(image), height, width, channels)
-  except FileNotFoundError:
-    raise
-  except (
-    Exception
-  ) as error:  # decoders of broken files raise anything: struct.error, SyntaxError, ...
-    reason = str(error).replace(str(source), "file")
-    raise ValueError(f"{name}: not readable as an image ({reason}): remove it or fix it") from error
+
+def read_whole(
+  file: str | os.PathLike | bytes, channels: int, *, name: str = "", most: int = MAX_PIXELS
+) -> np.ndarray:
+  """Reads one image file in its own size.
+
+  Args:
+    file, channels, name: as in `read`.
+    most: pixels that are taken.
+
+  Returns:
+    uint8 [H, W, channels].
+  """
+
+  def whole(image: Any) -> np.ndarray:
+    w, h = image.size
+    if w * h > most:
+      raise ValueError(f"{w} x {h} pixels, at most {most:,} are taken: make it smaller")
+    return np.asarray(flat(image, channels)).reshape(h, w, channels)
+
+  return _opened(file, name, whole)
+
+
+def read_halves(
+  file: str | os.PathLike | bytes, height: int, width: int, channels: int, *, name: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+  """Reads two images that stand side by side in one file, each cropped as `crop` does.
+
+  Args:
+    file, height, width, channels, name: as in `read`; the sizes are of each image.
+
+  Returns:
+    The left and the right one; a middle column is in neither.
+
+  Raises:
+    FileNotFoundError, ValueError: as `read` does.
+  """
+
+  def halves(image: Any) -> tuple[np.ndarray, np.ndarray]:
+    w, h = image.size
+    if w < 2:
+      raise ValueError("one column cannot be halved")
+    boxes = (0, 0, w // 2, h), (w - w // 2, 0, w, h)
+    left, right = (crop(image.crop(box), height, width, channels) for box in boxes)
+    return left, right
+
+  return _opened(file, name, halves)

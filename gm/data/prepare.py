@@ -91,7 +91,7 @@ def write(
       writer.add_examples({split: part})
       for leaf, values in rows.items():
         values.append(np.array([example[leaf] for example in part], np.uint8))
-    counts[split] = sum(map(len, rows["image"]))
+    counts[split] = sum(map(len, next(iter(rows.values()))))
     for leaf, values in rows.items():
       np.save(array_file(folder, split, leaf), np.concatenate(values))
   writer.close_all()

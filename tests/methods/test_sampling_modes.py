@@ -14,7 +14,12 @@ from gm import asked, core, errors, inspection, job, pictures, sampling, shardin
 from gm.workdir import record
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
-WITHOUT_LATENT = ("attack", "classifier", "sampling")  # draw nothing, or of what has none
+WITHOUT_LATENT = (
+  "attack",
+  "classifier",
+  "cyclegan",
+  "sampling",
+)  # draw nothing, or of what has none
 KINDS = {"image", "point"}
 
 

@@ -124,6 +124,7 @@ def test_truncation_that_cannot_be_names_its_flag(monkeypatch, tmp_path):
 def test_more_samples_than_the_memory_holds_are_refused(monkeypatch):
   """In Python, where all are held at once: before the first is drawn."""
   stub = types.SimpleNamespace(bytes=3144, numbers=lambda labels: labels, stream=None)
-  monkeypatch.setattr(sampling, "open_run", lambda *given: stub)
+  monkeypatch.setattr(sampling, "_newest", lambda *given: None)
+  monkeypatch.setattr(sampling, "_sampler", lambda *given: stub)
   with pytest.raises(errors.UserError, match=r"2,000,000,000 samples would take .* GB .*stream"):
     sampling.draw("DIR", seeds=range(2_000_000_000))

@@ -73,6 +73,7 @@ PARAMS = {
     "dec": conv(16, 64) + SMALL_BLOCKS + conv(64, 32, 4) + conv(32, 1, 4),
     "prior": (65 + 49 + 64) * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128,
   },
+  "cyclegan": {**dict.fromkeys(("g_ab", "g_ba"), 7_837_699), "d_a": 2_764_737, "d_b": 2_764_737},
 }
 BATCH = {
   "vae": 128,
@@ -87,6 +88,7 @@ BATCH = {
   "vqvae": 32,
   "transformer": 32,
   "vqgan": 32,
+  "cyclegan": 1,
 }
 SIZE = {
   "dcgan32": 32,

@@ -264,7 +264,7 @@ def test_memory_and_stream_hold_the_same_rows(classes):
 def test_links_in_a_circle_end(tmp_path):
   paint(tmp_path / "a" / "x.png", 0)
   os.symlink(tmp_path, tmp_path / "a" / "loop")
-  assert len(folder._files(tmp_path)) == 1
+  assert len(folder.files_of(tmp_path)) == 1
 
 
 def test_folder_errors_tell_the_fix(classes, tmp_path_factory):
@@ -367,7 +367,7 @@ def test_what_is_no_file_is_left_out(tmp_path, monkeypatch):
     door.bind("all/door.png")
   os.symlink("/dev/zero", tmp_path / "all" / "zero.png")
   os.symlink("0.png", tmp_path / "all" / "link.png")
-  assert len(folder._files(tmp_path)) == 21
+  assert len(folder.files_of(tmp_path)) == 21
   names(tmp_path)
   os.symlink("nowhere.png", tmp_path / "all" / "lost.png")
   with pytest.raises(FileNotFoundError, match=r"lost\.png cannot be found.*remove it"):

@@ -289,6 +289,7 @@ SETS = {  # source -> a set
   "installed": "digits",
   "points": "ring",
   "prepared": "mnist",
+  "domains": "digits",
   "folder": "mine",
   "tfds": "mine",
 }
@@ -345,6 +346,7 @@ class Watched(dict):
 @pytest.mark.parametrize(
   ("source", "name"),
   [("embedded", "mnist10k"), ("installed", "digits"), ("shapes", "shapes"), ("folder", "mine")]
+  + [("domains", "digits")]
   + [("points", name) for name in points.NAMES]
   + [("tfds", "toy"), ("prepared", "mnist"), ("prepared", "avatars_10")],
 )

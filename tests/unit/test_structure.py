@@ -12,7 +12,7 @@ ALLOWED = {  # who may import what of gm
   "methods": {
     *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
     *("ada", "attacks", "diagnostics", "flags", "labelled", "matching", "perceptual"),
-    *("pictures", "prior"),
+    *("pictures", "pool", "prior"),
   },
   "nets": {"nets", "nn"},
   "nn": {"nn"},
@@ -28,6 +28,7 @@ ALLOWED = {  # who may import what of gm
   "pictures": set(),
   "perceptual": {"nets", "weights"},
   "prior": {"core", "flags", "nets", "optim", "pictures"},
+  "pool": set(),
   "diagnostics": set(),
   "probability": {"probability"},
   "data": {"core", "data", "flags"},
@@ -43,7 +44,11 @@ ALLOWED = {  # who may import what of gm
   "asked": {"data", "errors", "progress"},
   "sampler": {"asked", "core", "errors", "inspection", "job", "pictures", "sharding"},
   "sampling": {
-    *("asked", "checks", "continuing", "errors", "job", "progress", "sampler", "workdir"),
+    *("asked", "checks", "continuing", "errors", "job", "progress", "sampler", "translating"),
+    "workdir",
+  },
+  "translating": {
+    *("asked", "core", "data", "errors", "inspection", "job", "progress", "sharding", "workdir"),
   },
   "steps": {"core", "errors", "job", "programs", "sharding"},
 }

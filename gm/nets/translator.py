@@ -1,0 +1,104 @@
+"""The residual translator of Johnson et al. (2016, arXiv:1603.08155) as CycleGAN has it.
+
+An image is convolved, halved, changed by residual blocks, doubled and convolved to an image of its
+own size. CycleGAN's for 256 pixels has base=64 and num_blocks=9, 11,378,179 parameters with three
+channels; the one for 128 pixels num_blocks=6, 7,837,699. Sides are multiples of 2^num_halvings.
+
+Instance normalisation takes the mean of every map away, and with it how bright and of which colour
+an image is as a whole; where that matters, as in small patches, layer normalisation keeps it.
+
+Reflected borders (CycleGAN) show no edge of zeros. With zeros (StarGAN) a constant input channel is
+not constant any more near the borders; everywhere else instance normalisation takes it away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gm.nn import conv, init
+from gm.nn import norm as norms
+
+PADS = ("reflect", "zero")
+NORMS = ("instance", "layer")
+
+
+def check(image: Sequence[int], num_halvings: int) -> None:
+  """Raises ValueError unless the sides of an image (H, W, ...) halve so often.
+
+  >>> check((256, 128, 3), 2)
+  """
+  factor = 2**num_halvings
+  if any(n % factor or n < 2 * factor for n in image[:2]):
+    raise ValueError(
+      f"images of {image[0]}x{image[1]} pixels do not halve {num_halvings} times and leave 2: set"
+      f" --config.data.image_size to multiples of {factor} from {2 * factor} on, or lower"
+      " --config.model.num_halvings"
+    )
+
+
+class Translator(nn.Module):
+  """Images [N, H, W, I] -> images [N, H, W, channels] in (-1, 1), float32.
+
+  Attributes:
+    channels: of the result.
+    base: channels of the first layer; each halving doubles them.
+    num_blocks: residual blocks at the lowest resolution.
+    num_halvings: of both sides.
+    pad: what lies beyond the border: "reflect" or "zero". Of the layers that halve and double it is
+      zero always.
+    norm: "instance" or "layer".
+    affine: instance norms have a scale, N(1, 0.02^2) at first, and a shift (the authors' Lua code),
+      or not (their PyTorch code); layer norms have.
+  """
+
+  channels: int
+  base: int = 64
+  num_blocks: int = 9
+  num_halvings: int = 2
+  pad: str = "reflect"
+  norm: str = "instance"
+  affine: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Translates."""
+    x = nn.relu(self._norm(self._conv(x, self.base, 7, "first"), "first_norm"))
+    how = {"kernel_init": init.normal(0.02), "dtype": self.dtype}
+    width = self.base
+    for i in range(self.num_halvings):
+      width *= 2
+      x = conv.Conv(width, 3, 2, padding=1, name=f"down{i}", **how)(x)
+      x = nn.relu(self._norm(x, f"down{i}_norm"))
+    for i in range(self.num_blocks):
+      h = nn.relu(self._norm(self._conv(x, width, 3, f"block{i}_0"), f"block{i}_0_norm"))
+      x = x + self._norm(self._conv(h, width, 3, f"block{i}_1"), f"block{i}_1_norm")
+    for i in range(self.num_halvings):
+      width //= 2
+      # torch's transposed convolution of kernel 3, stride 2, padding 1, output padding 1
+      x = conv.ConvTranspose(width, 3, 2, padding=((1, 2), (1, 2)), name=f"up{i}", **how)(x)
+      x = nn.relu(self._norm(x, f"up{i}_norm"))
+    return jnp.tanh(self._conv(x, self.channels, 7, "last").astype(jnp.float32))
+
+  def _conv(self, x: jax.Array, features: int, size: int, name: str) -> jax.Array:
+    if self.pad not in PADS:
+      raise ValueError(f"pad {self.pad!r}: choose {' or '.join(PADS)} (--config.model.pad)")
+    padding = size // 2
+    if self.pad == "reflect":
+      x = jnp.pad(x, ((0, 0), *[(padding, padding)] * 2, (0, 0)), mode="reflect")
+      padding = 0
+    how = {"kernel_init": init.normal(0.02), "dtype": self.dtype}
+    return conv.Conv(features, size, padding=padding, name=name, **how)(x)
+
+  def _norm(self, x: jax.Array, name: str) -> jax.Array:
+    how = {"scale_init": init.normal(0.02, mean=1.0), "dtype": self.dtype}
+    if self.norm == "layer":
+      return norms.LayerNorm(name=name, **how)(x)
+    if self.norm != "instance":
+      raise ValueError(f"norm {self.norm!r}: choose {' or '.join(NORMS)} (--config.model.norm)")
+    return norms.InstanceNorm(affine=self.affine, name=name, **how)(x)
