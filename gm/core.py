@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-# leaves [B, ...]; image, and a and b of two domains, f32 in [-1, 1]; label, tokens and said i32, the
-# rest f32; `sample` may be given a target, i32, beside those of the data: the class to become
+# leaves [B, ...]; image, and a and b of two domains, f32 in [-1, 1]; label, tokens and said i32,
+# the rest f32; `sample` may be given a target, i32, beside those of the data: the class to become
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]  # f32 scalars
 
