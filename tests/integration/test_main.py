@@ -296,9 +296,9 @@ import gm
 for name in ("errors", "programs", "sharding", "loop"):
   module = sys.modules["gm." + name] = types.ModuleType(name)
   setattr(gm, name, module)
-def fail(*args):
+def fail(*args, **more):
   raise {error}
-def nothing(*args):
+def nothing(*args, **more):
   return types.SimpleNamespace(read_ahead=nothing)
 gm.sharding.start, gm.programs.Shelf, gm.loop.train = nothing, nothing, nothing
 gm.errors.UserError, gm.loop.Stopped = type("UserError", (Exception,), {{}}), OSError
@@ -342,7 +342,7 @@ STUCK = {  # signal -> in what it comes, and where that is called
   "a callback": (
     signal.SIGINT,
     "time.sleep(60)",
-    "class C: pass\ngm.loop.train = lambda *args: C() and None\nC.__del__",
+    "class C: pass\ngm.loop.train = lambda *args, **more: C() and None\nC.__del__",
   ),
 }
 
