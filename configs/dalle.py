@@ -3,13 +3,13 @@
 Variants: small (default; captioned avatars, 8 x 8 codes), code (DALLE-pytorch's sizes), paper,
 test.
 
-small has not been trained to its end, so what its samples carry of held-out captions is not known.
-Measured on the way, seed 0, tokenizer alone, squared error in [-1, 1] of hard choices on 512 test
-images and perplexity of the 128 codes after 400 steps: beta 0.3, 0.031 and 51; beta 0.02 with a
-tau that falls in 300 steps, 0.037 (on all test images) and 5.6: without the divergence codes
-collapse. A step of the tokenizer takes 0.08 s of one core. captions.carried gives real images of
-held-out combinations beside their own captions 0.97, and beside others' 0.31, its chance level.
-code and paper were not run.
+Measured, small, seed 0, held-out combinations: 67 % of what captions say is seen in the samples, by
+the classifier that finds 91 % of it in real images and 31 % beside others' captions: hair 96 %, its
+colour 65, glasses 84, beard 52, clothes 41. With temperature 0.7: 69 %. 1.35 nats a code of the
+image, 1.95 told another caption, and still falling; squared error of the tokenizer 0.017,
+perplexity 84 of 128. 10.4 minutes of processor time. On the way, tokenizer alone, 400 steps: beta
+0.02 and a tau that falls in 300 steps leave a perplexity of 5.6 where beta 0.3 has 51. code and
+paper were not run.
 """
 
 from configs import common
