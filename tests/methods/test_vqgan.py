@@ -396,7 +396,7 @@ def test_pictures_show_images_above_their_reconstructions():
     ({"model.groups": 3}, r"4 channels do not split into 3 groups"),
     ({"model.attention": (2,)}, r"--config\.model\.attention=\(2,\)"),
     ({"model.d_widths": (4,) * 6}, r"8 pixels are too small for a patch discriminator"),
-    ({"model.d_norm": "layer"}, r"--config\.model\.d_norm='layer'"),
+    ({"model.d_norm": "group"}, r"--config\.model\.d_norm='group'"),
     ({"model.perceptual": "vgg"}, r"--config\.model\.perceptual='vgg'.*digits, efficientnet"),
     ({"model.prior_heads": 3}, r"--config\.model\.prior_heads=3 do not divide"),
     ({"model.p_keep": 1.5}, r"--config\.model\.p_keep=1\.5"),
