@@ -93,7 +93,7 @@ def check(encoder: Steps, decoder: Steps, image: Sequence[int]) -> None:
     if given != side or (rate and side % rate):
       raise ValueError(
         f"--config.model.enc_blocks: a block {given}{f'd{rate}' if rate else ''} where maps of"
-        f" images of {height} pixels are {side} x {side}"
+        f" images of {height} pixels are {side} x {side}; or change --config.data.image_size"
       )
     side = side // rate if rate else side
     seen.add(side)
