@@ -307,12 +307,16 @@ def test_what_cannot_be_is_said_in_a_line(changes, message):
 
 
 @pytest.mark.learning
-def test_small_learns_a_little(tmp_path):
-  """Nearer to the true counterpart than an image of the other domain; simple answers are nearer."""
-  found = train(config_of("small", seed=2), tmp_path / "run")
-  for n, near, back in (("a", 0.65, 0.16), ("b", 0.4, 0.15)):  # 0.51, 0.23 of it; 0.127, 0.115
-    assert found[f"l1_{n}"] < near * found["identity"], found
-    assert found[f"cycle_{n}"] < back, found
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_small_learns(tmp_path, seed):
+  """Nearer to the true counterpart than the statistics of colours, which are those of the pairs.
+
+  Not reached yet: the colours of forest and desert are exchanged, see configs/cyclegan.py.
+  """
+  found = train(config_of("small", seed=seed), tmp_path / "run")
+  for n in "ab":
+    assert found[f"l1_{n}"] < 0.8 * found[f"statistics_{n}"] < found["identity"], found
+    assert found[f"cycle_{n}"] < 0.1, found
 
 
 @pytest.mark.learning

@@ -363,7 +363,7 @@ def test_what_samples_carry_is_read_by_a_network_that_learned_it(monkeypatch):
 def test_samples_carry_the_words_of_captions_that_were_held_out(tmp_path):
   """On combinations that training never showed; a prior that is told no caption must fail it."""
   found = train(config_of("small"), tmp_path / "told")
-  assert found["carried_all"] > 0.6 and found["mse"] < 0.05  # 0.67 and 0.017 with seed 0
+  assert found["carried_all"] > 0.8 and found["mse"] < 0.05  # not reached yet: 0.67, with 0.017
   assert found["image_nats_other_caption"] > found["image_nats"] + 0.1
   deaf = {"model.caption_dropout": 1.0, "num_steps": 300}
   deaf |= {"init_from": f"{tmp_path}/told/checkpoints/00-tokenizer"}

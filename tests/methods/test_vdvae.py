@@ -461,15 +461,15 @@ def test_what_is_wrong_is_said(changes, message):
 
 
 def is_learned(found):
-  """Near the VAE of one layer, 22.5 to 22.8 nats of the same images, and the maps say what.
+  """Below the VAE of one layer, 22.5 to 22.8 nats of the same images, and the maps say what.
 
-  22.83 nats at a rate of 5.7 with seed 0; where each pixel is drawn for itself there are 27.
+  Not reached yet: 22.83 nats at a rate of 5.7 with seed 0.
   """
-  return 20.0 < found["nll"] < 23.3 and found["rate"] > 3.0
+  return 20.0 < found["nll"] < 22.4 and found["rate"] > 3.0
 
 
 @pytest.mark.learning
-def test_small_learns(tmp_path):
+def test_it_is_better_than_one_layer(tmp_path):
   assert is_learned(train(config_of("small"), tmp_path))
 
 

@@ -426,7 +426,7 @@ def test_small_learns(tmp_path, monkeypatch, seed):
   Codes that are drawn each for itself, as often as they come in the data, make none.
   """
   found = train(config_of("small", seed=seed), tmp_path / "run")
-  assert found["mse"] <= 0.04, found  # 0.032 of seed 0, the one that was measured
+  assert found["mse"] <= 0.02, found  # not reached yet: 0.032 with seed 0
   assert found["perplexity"] >= 20, found
   assert found["nats_per_code"] <= math.log(found["perplexity"]) - 0.3, found
   share = recognised(tmp_path / "run")
