@@ -34,6 +34,7 @@ jax.devices()  # settles the number of devices
 gc.set_threshold(100_000, 20, 100)  # tracing makes many objects that live: looked over less often
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items):
   """All tests of one method run in one process, which then compiles its programs once."""
   methods = {p.stem for p in (ROOT / "gm/methods").glob("*.py")}
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(items):
       name = item.callspec.params.get("name", name)
     if name in methods:
       item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_collection_finish(session):
+  """Sees that the groups are known to xdist, which writes them behind the names of tests."""
+  lost = [i.nodeid for i in session.items if [*i.iter_markers("xdist_group")] and "@" not in i.nodeid]
+  if lost and "PYTEST_XDIST_WORKER" in os.environ:
+    raise pytest.UsageError(f"this pytest and xdist keep no groups together, so {lost[0]} is slow")
 
 
 MOST_MAPS = 20_000  # pieces of memory of a process; Linux gives 65,530, and each program takes some
