@@ -15,9 +15,10 @@ small, seed 0: 100.7 nats on 1,000 test images, 20 units active, 3 minutes on on
 seed 0: 140.1 nats (the plane is too small for digits), 4 minutes. Of grey pixels in [0, 1], nats of
 a density, seed 0: gaussian -472, gaussian_shared -501, gaussian_pixel -2,059 (of pixels that never
 change it is sure), 2 to 3 minutes each, 9 with other work beside it.
-evidence, seed 0, 20 latents, means over 20 test digits: 10,000 draws of the prior give -159.0 nats,
-500 of q -114.4, annealing -113.7, the ELBO -118.0; for 8 others a million draws of the prior are
-still about 20 nats too low. 119 s of the processor, on busy cores; one seed, so no spread is known.
+evidence, seeds 0, 1, 2, 20 latents, means over 20 test digits: 10,000 draws of the prior give
+-159.0, -160.9, -162.6 nats, 500 of q -114.4, -117.2, -117.6, annealing -113.7, -116.2, -117.1, the
+ELBO -118.0, -121.1, -121.4; for 8 others a million draws of the prior are still about 20 nats too
+low. 2 minutes of the processor, on busy cores.
 """
 
 from configs import common
