@@ -48,7 +48,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish(session):
   """Sees that the groups are known to xdist, which writes them behind the names of tests."""
-  lost = [i.nodeid for i in session.items if [*i.iter_markers("xdist_group")] and "@" not in i.nodeid]
+  lost = [
+    i.nodeid for i in session.items if [*i.iter_markers("xdist_group")] and "@" not in i.nodeid
+  ]
   if lost and "PYTEST_XDIST_WORKER" in os.environ:
     raise pytest.UsageError(f"this pytest and xdist keep no groups together, so {lost[0]} is slow")
 
@@ -103,6 +105,11 @@ class Kept:
 
   def write(self, name, value):
     self.values[name] = value
+
+
+def quickly(function, *args):
+  """What a function gives, compiled as a whole: call by call each small operation is compiled."""
+  return jax.jit(lambda *args: function(*args))(*args)  # always traced anew
 
 
 @functools.cache

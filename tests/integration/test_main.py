@@ -374,7 +374,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(finished, tmp_path):
   """No file may be as large as a network's largest array: step 20 stays, step 30 finds no room."""
   workdir = tmp_path / "f"
   shutil.copytree(finished[0], workdir, ignore=lambda folder, names: {"30", "40"} & set(names))
-  size = max(x.nbytes for x in arrays(workdir, 20)) // 2  # files hold whole ones, and how many varies
+  size = (
+    max(x.nbytes for x in arrays(workdir, 20)) // 2
+  )  # files hold whole ones, and how many varies
   cmd = command(f"--workdir={workdir}", *SHORT, "--config.sample_every=0")
   limited = ["sh", "-c", f'ulimit -f {size // 512}; exec "$@"', "sh", *cmd]
   out, err = (process := start(limited)).communicate(timeout=300)

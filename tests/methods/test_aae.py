@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import described, train
+from conftest import described, quickly, train
 
 from gm import core, errors, job, optim
 from gm.metrics import digits
@@ -388,7 +388,7 @@ def test_labelled_images_are_the_first_of_each_class():
   n = 64
   batch = batch_of(n)
   batch["label"] = jax.random.permutation(jax.random.key(0), batch["label"])
-  known = made.stages[0].init(jax.random.key(0), batch, None).extra
+  known = quickly(made.stages[0].init, jax.random.key(0), batch, None).extra
   np.testing.assert_array_equal(known["label"], [*range(10)] * 2)  # the classes in turn
   places = [np.flatnonzero(np.asarray(batch["label"]) == c)[:2] for c in range(10)]
   rows = np.stack(places, 1).ravel()
@@ -442,7 +442,7 @@ def test_clusters_and_the_baseline_sample_what_their_metrics_take():
   assert set(state.params) == {"enc", "y_head"} and set(state.opt) == {"cls"}
   found = jax.jit(stage.sample, compiler_options=QUICK)(state, batch, jax.random.key(0))
   np.testing.assert_array_equal(found["image"], batch["image"])
-  assert stage.show(state, batch, jax.random.key(0)) == {}
+  assert quickly(stage.show, state, batch, jax.random.key(0)) == {}
 
 
 def test_what_cannot_work_is_refused():
@@ -501,7 +501,7 @@ def test_the_label_sets_the_digit_and_the_code_its_style(tmp_path):
   state = job.restore(made, str(tmp_path / "run"), 0)
   right = []
   for i in range(10):
-    styles = made.stages[0].show(state, batch_of(64), jax.random.key(i))["styles"]
+    styles = quickly(made.stages[0].show, state, batch_of(64), jax.random.key(i))["styles"]
     seen = digits.classify(np.asarray(styles).reshape(100, 28, 28, 1))[0].argmax(1)
     right.append(seen == np.tile(np.arange(10), 10))
   assert np.mean(right) >= 0.8

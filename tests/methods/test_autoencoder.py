@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPTIMISED, described, train
+from conftest import OPTIMISED, described, quickly, train
 
 from gm import core, job
 from gm.core import Info
@@ -97,14 +97,14 @@ def test_loss_sums_over_pixels_in_unit_range():
   (stage,) = job.prepare(config_of("digits")).stages
   x = np.random.default_rng(0).uniform(0, 1, (10, 8, 8, 1)).astype(np.float32)
   batch = {"image": jnp.asarray(2 * x - 1), "label": jnp.zeros(10, jnp.int32)}
-  state = stage.init(jax.random.key(0), batch, None)
+  state = quickly(stage.init, jax.random.key(0), batch, None)
   dec = jax.tree.map(jnp.zeros_like, state.params["dec"])
   last = sorted(dec)[-1]
   mean = state.params["dec"][last]["bias"]
   np.testing.assert_allclose(mean, x.mean(0).ravel(), atol=1e-6)
   dec[last]["bias"] = jnp.full(64, 0.25)
   state = state.replace(params={**state.params, "dec": dec})
-  _, found = stage.step(state, batch, jax.random.key(0))
+  _, found = quickly(stage.step, state, batch, jax.random.key(0))
   expected = ((x - 0.25) ** 2).sum((1, 2, 3)).mean()
   np.testing.assert_allclose(found["loss_enc+dec"], expected, rtol=1e-5)
   np.testing.assert_allclose(found["mse"], expected / 64, rtol=1e-5)
@@ -116,7 +116,7 @@ def first_two():
   """The linear variant, its codes the first two pixels; the decoder puts them back."""
   (stage,) = job.prepare(config_of("linear")).stages
   batch = {"image": jnp.zeros((64, 8, 8, 1)), "label": jnp.zeros(64, jnp.int32)}
-  state = stage.init(jax.random.key(0), batch, None)
+  state = quickly(stage.init, jax.random.key(0), batch, None)
   kernel = jnp.zeros((64, 2)).at[0, 0].set(1).at[1, 1].set(1)
   net = lambda kernel: {"Dense_0": {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}}
   return stage, state.replace(params={"enc": net(kernel), "dec": net(kernel.T)})
@@ -133,7 +133,7 @@ def test_nearest_codes(first_two):
   stage, state = first_two
   codes = jnp.stack([jnp.array([0, 1, 3, 3.5, 9]), jnp.zeros(5)], 1)
   batch = {"image": images_of(codes), "label": jnp.array([1, 1, 2, 3, 3])}
-  found = stage.evaluate(state, batch, None)
+  found = quickly(stage.evaluate, state, batch, None)
   assert found.pop("mse") < 1e-12
   np.testing.assert_allclose(stage.conclude(found, None)["nearest_accuracy"], 3 / 5)
 
@@ -143,7 +143,7 @@ def test_pictures(first_two):
   stage, state = first_two
   codes = np.random.default_rng(0).uniform([2, -1], [6, 1], (64, 2)).astype(np.float32)
   batch = {"image": images_of(codes), "label": jnp.arange(64) % 10}
-  found = stage.show(state, batch, jax.random.key(0))
+  found = quickly(stage.show, state, batch, jax.random.key(0))
   np.testing.assert_allclose(found["codes"]["points"], codes, atol=1e-6)
   np.testing.assert_array_equal(found["codes"]["label"], batch["label"])
   np.testing.assert_allclose(found["reconstruction"][0], found["reconstruction"][1], atol=1e-5)
@@ -153,7 +153,7 @@ def test_pictures(first_two):
   right, up = (a + (b - a) * share for a, b in zip(low, high))
   np.testing.assert_allclose(plane[7, :, 0], right, atol=1e-4)
   np.testing.assert_allclose(plane[:, 3, 1], up[::-1], atol=1e-4)
-  drawn = stage.sample(state, batch, jax.random.key(1))
+  drawn = quickly(stage.sample, state, batch, jax.random.key(1))
   np.testing.assert_allclose(drawn["image"], images_of(drawn["latent"]), atol=1e-5)
   assert 0.7 < drawn["latent"].std() < 1.3  # the prior's, whatever the codes'
 

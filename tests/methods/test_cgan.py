@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPTIMISED, described, train
+from conftest import OPTIMISED, described, quickly, train
 from flax import linen as nn
 
 from gm import core, errors, evaluation, inspection, job, losses
@@ -230,7 +230,7 @@ def test_each_part_of_a_batch_has_its_own_dropout(monkeypatch):
 
 def test_samples_are_of_the_labels_asked_for():
   stage, batch, _, state, _ = play()
-  found = stage.sample(state, batch, jax.random.key(4))
+  found = quickly(stage.sample, state, batch, jax.random.key(4))
   np.testing.assert_array_equal(found["label"], batch["label"])
   g, _ = cgan.networks(config_of("test").model, (28, 28, 1), "float32")
   z = jax.random.normal(jax.random.key(4), (8, 4))
@@ -246,7 +246,7 @@ def test_samples_are_of_the_labels_asked_for():
 
 def test_the_picture_has_a_class_in_a_row_and_a_noise_in_a_column():
   stage, batch, _, state, _ = play()
-  grid = stage.show(state, batch, jax.random.key(5))["classes"]
+  grid = quickly(stage.show, state, batch, jax.random.key(5))["classes"]
   assert grid.shape == (10, 10, 28, 28, 1)
   g, _ = cgan.networks(config_of("test").model, (28, 28, 1), "float32")
   z, y = jax.random.normal(jax.random.key(5), (10, 4))[6], jax.nn.one_hot(jnp.array([2]), 10)

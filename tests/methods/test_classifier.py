@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import quickly
 
 from configs import classifier as configs
 from gm import core, job, loop
@@ -33,8 +34,8 @@ def predictions(params, x):
 def test_loss_is_the_mean_cross_entropy():
   stage = build(shift=0)
   batch = batches("train", 8)(0)
-  before = stage.init(jax.random.key(0), batch, None)
-  after, found = stage.step(before, batch, jax.random.key(1))
+  before = quickly(stage.init, jax.random.key(0), batch, None)
+  after, found = quickly(stage.step, before, batch, jax.random.key(1))
   logits, y = predictions(before.params["c"], batch["image"]), np.asarray(batch["label"])
   log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
   np.testing.assert_allclose(found["loss_c"], -log_probs[np.arange(8), y].mean(), rtol=1e-4)
@@ -48,7 +49,7 @@ def test_images_are_shifted_and_labels_are_not():
   still = build(shift=0)
   shifting = build(shift=2)
   batch = batches("train", 8)(0)
-  state = still.init(jax.random.key(0), batch, None)
+  state = quickly(still.init, jax.random.key(0), batch, None)
   losses = {
     (s, k): float(stage.step(state, batch, jax.random.key(k))[1]["loss_c"])
     for s, stage in ((0, still), (2, shifting))
@@ -65,7 +66,7 @@ def test_images_are_shifted_and_labels_are_not():
 def test_average_starts_at_the_first_weights_and_lengthens():
   stage = build(ema=0.05)
   batch = batches("train", 8)
-  states = [stage.init(jax.random.key(0), batch(0), None)]
+  states = [quickly(stage.init, jax.random.key(0), batch(0), None)]
   for i in range(3):
     states.append(stage.step(states[-1], batch(i), jax.random.key(i))[0])
   one, two, three = (s.params["c"]["Dense_1"]["bias"] for s in states[1:])
@@ -80,17 +81,17 @@ def test_average_starts_at_the_first_weights_and_lengthens():
 def test_evaluation_and_samples_use_the_average():
   stage = build()
   batch = batches("test", 40)(0)
-  state = stage.init(jax.random.key(0), batch, None)
-  other = stage.init(jax.random.key(1), batch, None).params
+  state = quickly(stage.init, jax.random.key(0), batch, None)
+  other = quickly(stage.init, jax.random.key(1), batch, None).params
   state = state.replace(ema=other)
   guess = predictions(other["c"], batch["image"]).argmax(1)
   right = (guess == np.asarray(batch["label"])).mean()
-  found = stage.evaluate(state, batch, jax.random.key(2))
+  found = quickly(stage.evaluate, state, batch, jax.random.key(2))
   assert float(found["accuracy"]) == pytest.approx(right)
-  drawn = stage.sample(state, batch, jax.random.key(2))
+  drawn = quickly(stage.sample, state, batch, jax.random.key(2))
   np.testing.assert_array_equal(drawn["label"], guess)
   np.testing.assert_array_equal(drawn["image"], batch["image"])
-  picture = stage.show(state, batch, jax.random.key(2))["sorted"]
+  picture = quickly(stage.show, state, batch, jax.random.key(2))["sorted"]
   assert picture.shape == (5, 8, 28, 28, 1)
   ordered = predictions(other["c"], picture.reshape(40, 28, 28, 1)).argmax(1)
   assert (np.diff(ordered) >= 0).all()

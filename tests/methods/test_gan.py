@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import OPTIMISED, Kept, described, train
+from conftest import OPTIMISED, Kept, described, quickly, train
 
 from gm import core, diagnostics, errors, job, losses, optim
 from gm.methods import gan
@@ -38,7 +38,7 @@ def test_paper_has_the_published_sizes():
 def test_paper_starts_as_published():
   made = job.prepare(config_of("paper"))
   x = np.random.default_rng(0).uniform(-1, 1, (100, 28, 28, 1)).astype(np.float32)
-  state = made.stages[0].init(jax.random.key(0), {"image": jnp.asarray(x)}, None)
+  state = quickly(made.stages[0].init, jax.random.key(0), {"image": jnp.asarray(x)}, None)
   kernels = {n: [p for p in jax.tree.leaves(state.params[n]) if p.ndim == 2] for n in state.params}
   for name, limit in (("g", 0.05), ("d", 0.005)):
     for kernel in kernels[name]:
@@ -136,7 +136,7 @@ def test_each_loss_reaches_its_own_network_only():
     return state, found
 
   x = {"image": jnp.ones((8, 28, 28, 1)), "label": jnp.zeros(8, jnp.int32)}
-  state = made.stages[0].init(jax.random.key(0), x, None)
+  state = quickly(made.stages[0].init, jax.random.key(0), x, None)
   core.minimize, step = spy, made.stages[0].step
   try:
     step(state, x, jax.random.key(1))
@@ -213,7 +213,7 @@ def test_minimax_gradient_vanishes_where_the_other_does_not():
     state = jax.lax.while_loop(lambda state: state.step < stop, body, state)
     return state, stage.evaluate(state, draw(jax.random.key(2), 4096), jax.random.key(3))
 
-  start = stage.init(jax.random.key(0), draw(jax.random.key(1), 256), None)
+  start = quickly(stage.init, jax.random.key(0), draw(jax.random.key(1), 256), None)
   np.testing.assert_allclose(abs(start.params["g"]["Dense_0"]["kernel"]), 0.25, rtol=1e-6)
   np.testing.assert_allclose(start.params["g"]["Dense_0"]["bias"], -2)
   early, at_100 = train(start, 100)
@@ -233,13 +233,13 @@ def test_the_best_discriminator_of_two_normal_laws():
   """N(0, 1) against G(z) = z + 1: logit 1/2 - x, value -log 4 + 2 JSD = -1.16345."""
   (stage,) = job.prepare(config_of("vanishing", **{"data.mean": 0.0, "data.std": 1.0})).stages
   batch = {"point": jax.random.normal(jax.random.key(0), (100_000, 1))}
-  state = stage.init(jax.random.key(1), batch, None)
+  state = quickly(stage.init, jax.random.key(1), batch, None)
   g = {"Dense_0": {"kernel": jnp.array([[-1.0]]), "bias": jnp.array([1.0])}}
   state = state.replace(params={**state.params, "g": g}, ema={**state.ema, "g": g})
-  found = stage.evaluate(state, batch, jax.random.key(2))
+  found = quickly(stage.evaluate, state, batch, jax.random.key(2))
   np.testing.assert_allclose(found["value_best"], -1.1634513968, atol=0.01)
   assert found["value"] < found["value_best"]
-  curves = stage.show(state, batch, jax.random.key(3))["discriminator"]
+  curves = quickly(stage.show, state, batch, jax.random.key(3))["discriminator"]
   np.testing.assert_allclose(curves["best D"], jax.nn.sigmoid(0.5 - curves["x"]), atol=1e-5)
   np.testing.assert_allclose(curves["draws"].mean(), 1, atol=0.02)
 
@@ -349,7 +349,7 @@ def test_gradient_accumulation_is_exact():
       "test", **{"model.g_norm": "none", "model.d_dropout": (0.0, 0.0), "accumulate": parts}
     )
     stage = job.prepare(config).stages[0]
-    state = stage.init(jax.random.key(0), batch, None)
+    state = quickly(stage.init, jax.random.key(0), batch, None)
     states.append(stage.step(state, batch, jax.random.key(1)))
   (a, found_a), (b, found_b) = states
   for k in ("loss_d", "loss_g", "gradnorm_d", "gradnorm_g"):
@@ -364,7 +364,7 @@ def test_gradient_accumulation_is_exact():
 def test_bfloat16_computes_and_keeps_float32_parameters():
   made = job.prepare(config_of("test", compute_dtype="bfloat16"))
   x = {"image": jnp.ones((8, 28, 28, 1)), "label": jnp.zeros(8, jnp.int32)}
-  state = made.stages[0].init(jax.random.key(0), x, None)
+  state = quickly(made.stages[0].init, jax.random.key(0), x, None)
   text = str(jax.make_jaxpr(made.stages[0].step)(state, x, jax.random.key(1)))
   assert "bf16" in text
   assert {p.dtype for p in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}

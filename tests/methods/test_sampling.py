@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import quickly
 
 from gm import loop
 from gm.data import points
@@ -27,7 +28,7 @@ def found(variant, **changes):
   config = config_of(variant, **changes)
   (stage,) = sampling.stages(config, points.info(config.data))
   real = {"point": jnp.asarray(points.load(config.data, "test").arrays["point"])}
-  state = stage.init(KEY, real, None)
+  state = quickly(stage.init, KEY, real, None)
   assert stage.num_steps == 0 and not state.params and int(state.step) == 0
 
   @jax.jit

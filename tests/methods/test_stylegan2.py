@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import on_paper, train
+from conftest import on_paper, quickly, train
 
 from gm import core, errors, evaluation, job, losses, optim, regularizers
 from gm.methods import stylegan2 as method
@@ -494,7 +494,9 @@ def test_d_sees_augmented_images_only_and_r1_is_taken_before(moves_of, monkeypat
   np.testing.assert_allclose(d[1], losses.bce_d(real, score(d[0]["maps"])), rtol=1e-5)
   np.testing.assert_allclose(d[3]["logit_real"], real.mean() / 2, rtol=1e-5)  # as they are
   for n in (8, 7):  # the second is no multiple of the groups that D compares
-    found = game.stage.evaluate(game.state, {"image": game.batch["image"][:n]}, jax.random.key(4))
+    found = quickly(
+      game.stage.evaluate, game.state, {"image": game.batch["image"][:n]}, jax.random.key(4)
+    )
     np.testing.assert_allclose(found["logit_held_out"], real[:n].mean() / 2, rtol=1e-5)
   np.testing.assert_allclose(r1[3]["r1"], 4 * np.sum(A**2), rtol=1e-5)
   assert counts == [8, 16, 8]  # of G's move; real and fake of D's; R1

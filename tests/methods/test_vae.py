@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import described, train
+from conftest import described, quickly, train
 
 from gm import core, errors, feed, job, optim, steps
 from gm.data import installed
@@ -132,16 +132,16 @@ def test_loss_is_the_sum_of_its_parts_and_sums_over_pixels():
   """At a decoder that says 1/2 everywhere the distortion is 784 log 2, whatever the data."""
   made = job.prepare(config_of("test"))
   batch = {"image": jnp.tanh(jax.random.normal(jax.random.key(0), (8, 28, 28, 1)))}
-  state = made.stages[0].init(jax.random.key(1), batch, None)
+  state = quickly(made.stages[0].init, jax.random.key(1), batch, None)
   state = state.replace(
     params={**state.params, "dec": jax.tree.map(jnp.zeros_like, state.params["dec"])}
   )
-  _, found = made.stages[0].step(state, batch, jax.random.key(2))
+  _, found = quickly(made.stages[0].step, state, batch, jax.random.key(2))
   np.testing.assert_allclose(found["distortion"], 784 * np.log(2), rtol=1e-6)
   np.testing.assert_allclose(found["loss_enc+dec"], found["distortion"] + found["rate"], rtol=1e-6)
   zero = jax.tree.map(jnp.zeros_like, state.params["enc"])
   state = state.replace(params={**state.params, "enc": zero})
-  _, found = made.stages[0].step(state, batch, jax.random.key(2))
+  _, found = quickly(made.stages[0].step, state, batch, jax.random.key(2))
   assert found["rate"] == 0.0  # q is the prior
 
 
@@ -149,12 +149,15 @@ def test_rate_is_the_closed_form():
   """With mean (1, -2) and std 0.7 in two latents: 1/2 (5 + 2 0.49 - 2 - 2 log 0.49)."""
   made = job.prepare(config_of("test"))
   batch = {"image": jnp.zeros((8, 28, 28, 1))}
-  state = made.stages[0].init(jax.random.key(1), batch, None)
+  state = quickly(made.stages[0].init, jax.random.key(1), batch, None)
   enc = jax.tree.map(jnp.zeros_like, state.params["enc"])
   last = sorted(enc)[-1]
   enc[last]["bias"] = jnp.array([1.0, -2.0, *[2 * np.log(0.7)] * 2])
-  _, found = made.stages[0].step(
-    state.replace(params={**state.params, "enc": enc}), batch, jax.random.key(2)
+  _, found = quickly(
+    made.stages[0].step,
+    state.replace(params={**state.params, "enc": enc}),
+    batch,
+    jax.random.key(2),
   )
   exact = 0.5 * (5 + 2 * 0.49 - 2 - 2 * np.log(0.49))
   np.testing.assert_allclose(found["rate"], exact, rtol=1e-5)
@@ -164,8 +167,8 @@ def test_importance_weighting_is_no_worse_than_the_bound():
   made = job.prepare(config_of("test", **{"model.eval_k": 64, "model.eval_chunk": 16}))
   source = job.load(made, 0, "test", shuffle=False)
   batch = jax.tree.map(jnp.asarray, source.decode(source.batch(0, 64)))
-  state = made.stages[0].init(jax.random.key(1), batch, None)
-  found = made.stages[0].evaluate(state, batch, jax.random.key(2))
+  state = quickly(made.stages[0].init, jax.random.key(1), batch, None)
+  found = quickly(made.stages[0].evaluate, state, batch, jax.random.key(2))
   assert found["nll"] < -found["elbo"]
   np.testing.assert_allclose(-found["elbo"], found["distortion"] + found["rate"], rtol=1e-6)
 
@@ -233,7 +236,7 @@ def test_curves_of_the_estimates():
   made = job.prepare(config)
   source = job.load(made, 0, "test", shuffle=False)
   batch = source.decode(source.batch(0, 200))
-  state = made.stages[0].init(jax.random.key(0), batch, None)
+  state = quickly(made.stages[0].init, jax.random.key(0), batch, None)
   show = jax.jit(lambda *args: made.stages[0].show(*args), compiler_options=QUICK)
   found = show(state, batch, jax.random.key(1))
   curves = {n: v for n, v in found.items() if n.startswith("evidence_")}
@@ -274,7 +277,7 @@ def test_pixels_are_drawn_with_their_own_probabilities():
 def test_the_decoder_starts_at_the_marginals_of_the_pixels():
   x = np.random.default_rng(0).uniform(size=(8, 28, 28, 1)).astype(np.float32)
   made = job.prepare(config_of("test"))
-  state = made.stages[0].init(jax.random.key(0), {"image": jnp.asarray(2 * x - 1)}, None)
+  state = quickly(made.stages[0].init, jax.random.key(0), {"image": jnp.asarray(2 * x - 1)}, None)
   bias = state.params["dec"]["Dense_1"]["bias"]
   np.testing.assert_allclose(jax.nn.sigmoid(bias), x.mean(0).ravel(), atol=1e-5)
 
@@ -299,10 +302,13 @@ def test_gaussian_likelihood_keeps_its_constant():
   """A decoder that is right to the pixel has distortion 784/2 log(2 pi std^2)."""
   made = job.prepare(config_of("test", **{"model.likelihood": "gaussian", "model.std": 0.5}))
   batch = {"image": jnp.full((8, 28, 28, 1), -1.0)}  # pixels of 0 in [0, 1]
-  state = made.stages[0].init(jax.random.key(1), batch, None)
+  state = quickly(made.stages[0].init, jax.random.key(1), batch, None)
   dec = jax.tree.map(jnp.zeros_like, state.params["dec"])
-  _, found = made.stages[0].step(
-    state.replace(params={**state.params, "dec": dec}), batch, jax.random.key(2)
+  _, found = quickly(
+    made.stages[0].step,
+    state.replace(params={**state.params, "dec": dec}),
+    batch,
+    jax.random.key(2),
   )
   np.testing.assert_allclose(found["distortion"], 392 * np.log(2 * np.pi * 0.25), rtol=1e-5)
 
@@ -311,7 +317,7 @@ def likelihood_of_grey(config, log_std, pixel=0.5):
   """Distortion of one grey picture under a decoder that says 0 everywhere, with this log s."""
   made = job.prepare(config)
   batch = {"image": jnp.full((8, 28, 28, 1), 2 * pixel - 1)}
-  state = made.stages[0].init(jax.random.key(1), batch, None)
+  state = quickly(made.stages[0].init, jax.random.key(1), batch, None)
   dec = jax.tree.map(jnp.zeros_like, state.params["dec"])
   params = {**state.params, "dec": dec}
   if "std" in params:
@@ -320,7 +326,9 @@ def likelihood_of_grey(config, log_std, pixel=0.5):
     bias = dec[sorted(dec)[-1]]["bias"]
     dec[sorted(dec)[-1]]["bias"] = bias.at[len(bias) // 2 :].set(log_std)
   return float(
-    made.stages[0].step(state.replace(params=params), batch, jax.random.key(2))[1]["distortion"]
+    quickly(made.stages[0].step, state.replace(params=params), batch, jax.random.key(2))[1][
+      "distortion"
+    ]
   )
 
 
@@ -349,7 +357,7 @@ def test_the_rate_is_information_and_marginal_divergence():
   """Information is 0 where q(z|x) is the same for all x, and log N where no two overlap."""
   made = job.prepare(config_of("test", **{"model.one_var": True}))
   batch = {"image": jnp.tanh(jax.random.normal(jax.random.key(0), (8, 28, 28, 1)))}
-  state = made.stages[0].init(jax.random.key(1), batch, None)
+  state = quickly(made.stages[0].init, jax.random.key(1), batch, None)
   evaluate = jax.jit(made.stages[0].evaluate)
   for scale, information in ((0.0, 0.0), (1e3, np.log(8))):
     enc = jax.tree.map(lambda w, scale=scale: scale * w, state.params["enc"])
@@ -376,7 +384,7 @@ def test_linear_variant_reaches_the_exact_optimum(monkeypatch, num_latents, opti
   for i in range(0, 6_000, 50):
     state, totals, _ = call(state, totals, data, rows(i, 50), made.keys[0]["step"], 50)
   whole = source.decode({k: a[:1_797] for k, a in source.arrays.items()})
-  found = made.stages[0].evaluate(state, whole, jax.random.key(0))
+  found = quickly(made.stages[0].evaluate, state, whole, jax.random.key(0))
   assert optimum - 0.05 < found["log_likelihood"] < optimum + 1e-3, found
   assert optimum - 0.1 < found["elbo"] < optimum + 0.05, found  # one draw of the bound for each
   residual = float(values[num_latents:].mean())

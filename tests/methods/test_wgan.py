@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPTIMISED, train
+from conftest import OPTIMISED, quickly, train
 from flax import linen as nn
 
 from gm import core, errors, evaluation, inspection, job, losses
@@ -66,7 +66,7 @@ def test_a_step_by_hand_with_the_penalty_between_data_and_samples(monkeypatch):
   changes = {"batch_size": n, "lr": lr, "model.num_critic": 1, "model.gp_weight": weight}
   (stage,) = job.prepare(config_of("line", **changes, **{"model.b1": 0.3})).stages
   batch = {"point": jnp.full((n, 1), 3.0)}
-  state = stage.init(jax.random.key(0), batch, None)
+  state = quickly(stage.init, jax.random.key(0), batch, None)
   after, found = jax.jit(stage.step)(state, batch, jax.random.key(1))
   u = np.linspace(1.5, 3, 1_001)
   mean = lambda y: np.trapezoid(y, u) / 1.5
@@ -95,7 +95,7 @@ def test_each_step_of_the_critic_has_data_of_its_own_and_g_moves_once(monkeypatc
     jax.debug.callback(lambda real: seen.append(np.asarray(real)), real)
     return true(real, fake)
 
-  state = stage.init(jax.random.key(0), {"point": x}, None)
+  state = quickly(stage.init, jax.random.key(0), {"point": x}, None)
   monkeypatch.setattr(losses, "wasserstein_d", spy)
   after, _ = jax.jit(stage.step)(state, {"point": x}, jax.random.key(1))
   jax.effects_barrier()
@@ -203,7 +203,7 @@ def test_directions_and_routing(variant):
   stage, true = made.stages[0], core.move
   images = jax.random.normal(jax.random.key(0), (8, 28, 28, 1))
   batch = {"image": jnp.tanh(images), "label": jnp.zeros(8, jnp.int32)}
-  state = stage.init(jax.random.key(1), batch, None)
+  state = quickly(stage.init, jax.random.key(1), batch, None)
   only = "d"
 
   def one(state, tx, grads, *, slot=None):
@@ -244,7 +244,7 @@ def test_clipping_bounds_every_weight_and_the_penalty_none():
   for variant, bounded in (("test_clip", True), ("test", False)):
     made = job.prepare(config_of(variant))
     batch = {"image": jnp.ones((16, 28, 28, 1)), "label": jnp.zeros(16, jnp.int32)}
-    state = made.stages[0].init(jax.random.key(0), batch, None)
+    state = quickly(made.stages[0].init, jax.random.key(0), batch, None)
     state, _ = jax.jit(made.stages[0].step)(state, batch, jax.random.key(1))
     largest = max(float(np.abs(p).max()) for p in jax.tree.leaves(state.params["d"]))
     assert (largest <= 0.01 + 1e-9) == bounded
