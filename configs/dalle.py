@@ -74,6 +74,6 @@ def get_config(variant="small"):
     c.metrics = ()
     m.tokenizer_steps, m.tau_steps, m.beta_steps = 2, 2, 2
     m.num_codes, m.code_dim, m.width, m.num_blocks = 8, 4, 4, 1
-    m.prior_layers, m.prior_heads, m.prior_head_dim, m.prior_width = 4, 2, 4, 8
+    m.prior_layers, m.prior_heads, m.prior_head_dim, m.prior_width = 2, 2, 4, 8
     m.prior_warmup = 1
   return c

@@ -24,7 +24,7 @@ def get_config(variant="small"):
   c.log_every, c.sample_every, c.checkpoint_every = 100, 2_000, 2_000
   m = c.model
   m.enc_blocks, m.dec_blocks = "8x1,8d2,4x1,4d4,1x1", "1x2,4m1,4x2,8m4"
-  m.width, m.widths, m.bottleneck, m.z_dim = 48, "8:16", 0.25, 4
+  m.width, m.widths, m.bottleneck, m.z_dim = 48, "8:32", 0.5, 4
   m.no_bias_above = 64  # larger maps start at 0
   m.likelihood, m.mixtures, m.bits = "bernoulli", 10, 8  # or logistic_mixture
   m.mean, m.std = 77.7, 96.1  # of pixels 0 .. 255, for the encoder
@@ -54,7 +54,7 @@ def get_config(variant="small"):
     c.checkpoint_every = c.sample_every = 10_000
     m.enc_blocks = "32x11,32d2,16x6,16d2,8x6,8d2,4x3,4d4,1x3"
     m.dec_blocks = "1x1,4m1,4x2,8m4,8x5,16m8,16x10,32m16,32x21"
-    m.width, m.widths, m.z_dim, m.ema = 384, "", 16, 0.9999
+    m.width, m.widths, m.bottleneck, m.z_dim, m.ema = 384, "", 0.25, 16, 0.9999
     m.likelihood, m.mixtures, m.schedule, m.eval_k = "logistic_mixture", 10, "constant", 1
     m.mean, m.std = 120.63838, 64.16736
   if variant == "imagenet64":
@@ -69,5 +69,5 @@ def get_config(variant="small"):
     c.log_every = c.sample_every = c.checkpoint_every = 1
     c.data.image_size = 4
     m.enc_blocks, m.dec_blocks = "4d4,1", "1,4m1"
-    m.width, m.widths, m.z_dim, m.warmup, m.eval_k = 8, "4:4", 2, 1, 2
+    m.width, m.widths, m.bottleneck, m.z_dim, m.warmup, m.eval_k = 8, "4:4", 0.25, 2, 1, 2
   return c

@@ -14,10 +14,11 @@ for it a share of the captions is left out in training: a text of nothing but pa
 Departures: sparse attention is dense attention under a mask (the same result, not as quick). tau
 falls evenly in its logarithm, the paper's by a cosine, DALLE-pytorch's by a factor every 100 steps.
 The KL is a mean over positions; in DALLE-pytorch it is a sum over the batch beside a mean of
-errors. top_k counts codes; there it counts text ids too. Places are learned; rotary ones and
-shifted tokens, DALLE-pytorch's defaults, are not built, nor a CLIP that ranks samples, nor BPE
-dropout. `local` sees up and to the left, as there. Images are encoded anew in every step of the
-prior.
+errors. top_k counts codes; there it counts text ids too. Places are learned, as by its training
+script; rotary ones and shifted tokens are not built, nor a CLIP that ranks samples, nor the paper's
+averages of weights, dropout of BPE's merges and, of the tokenizer, weight decay. Layers begin small
+(`dalle.Layer`) in `paper` too. `local` sees up and to the left, as there. Images are encoded anew
+in every step of the prior.
 Run: python main.py --config=configs/dalle.py --workdir=/tmp/dalle
   10 minutes of processor time; 67 % of what held-out captions say is seen, chance 31 %
 """
@@ -57,6 +58,11 @@ def _check(m, info: core.Info, data) -> None:
   flags.choice(m, "likelihood", ("mse", "laplace"))
   for name in m.patterns or ("",):
     flags.choice({"patterns": name}, "patterns", dalle.PATTERNS)
+  if m.guidance != 1 and not m.caption_dropout:
+    raise ValueError(
+      f"--config.model.guidance={m.guidance} compares with what follows no caption, and that is"
+      " never learned at --config.model.caption_dropout=0: raise it, or set the guidance to 1"
+    )
   if "tokens" not in info.shape:
     raise ValueError(
       f"dalle needs text, and {data['source']}:{data['name']} comes without: set"
@@ -136,8 +142,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return found, codes
 
   def conclude(found, key):
-    counts = jnp.bincount(found["code"].ravel(), length=m.num_codes)
-    return {"perplexity": quantize.perplexity(counts), "usage": jnp.mean(counts > 0)}
+    return quantize.use(jnp.bincount(found["code"].ravel(), length=m.num_codes))
 
   def latent(batch, key):  # a uniform number for each code
     return jax.random.uniform(key, (len(batch["image"]), length))
