@@ -74,13 +74,13 @@ def test_the_divergence_is_from_the_uniform_law_in_nats_a_position():
 
 def test_the_loss_weighs_a_sum_over_positions_against_one_over_pixels():
   """By beta h w / (H W C) times the mean over positions; the error is a mean over pixels."""
-  how = {"model.beta": 3.0, "model.beta_steps": 4, "model.tau_steps": 8}
+  how = {"model.beta": 3.0, "model.beta_final": 1.0, "model.beta_steps": 4, "model.tau_steps": 8}
   _, (state, _), batch = started(**how)
   state = state.replace(step=jnp.int32(2))
   _, found = compiled(0, "step", **how)(state, batch, jax.random.key(1))
-  np.testing.assert_allclose(found["beta"], 1.5)
+  np.testing.assert_allclose(found["beta"], 2 / 4 * (3 - 2 / 8 * 2))
   np.testing.assert_allclose(found["tau"], (1 / 16) ** 0.25, rtol=1e-5)
-  want = found["error"] + 1.5 * 16 / (16 * 16 * 3) * found["kl"]
+  want = found["error"] + 1.25 * 16 / (16 * 16 * 3) * found["kl"]
   np.testing.assert_allclose(found["loss_enc+dec"], want, rtol=1e-5)
   net = dvae.Encoder(8, 4, 2, 1)
   logits = net.apply({"params": state.params["enc"]}, batch["image"])
