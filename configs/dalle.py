@@ -24,16 +24,16 @@ def get_config(variant="small"):
   c.data.source, c.data.name, c.data.image_size = "prepared", "avatars", 32
   c.data.text_key, c.data.text_length, c.data.vocab_size = "caption", 14, 48
   c.lr = 2e-3
-  c.num_steps, c.batch_size = 1_500, 32  # of the prior
+  c.num_steps, c.batch_size = 3_000, 32  # of the prior
   c.log_every, c.sample_every, c.checkpoint_every = 100, 500, 500
   c.metrics, c.num_eval_samples = ("captions.carried",), 1_600
   m = c.model
-  m.tokenizer_steps = 1_500
+  m.tokenizer_steps = 2_400
   m.tokenizer = "plain"  # or published
   m.num_codes, m.code_dim, m.width, m.num_halvings, m.num_blocks = 128, 64, 48, 2, 1
   m.likelihood = "mse"  # or laplace
-  m.tau_start, m.tau_final, m.tau_steps = 1.0, 1 / 16, 1_200
-  m.beta, m.beta_steps = 0.3, 1
+  m.tau_start, m.tau_final, m.tau_steps = 1.0, 1 / 16, 2_000
+  m.beta, m.beta_final, m.beta_steps = 0.3, 0.03, 1  # final: at the end of tau_steps
   m.prior_layers, m.prior_heads, m.prior_head_dim, m.prior_width = 4, 4, 24, 96
   m.patterns = ("full", "row", "column", "local")
   m.gated, m.image_weight = True, 7.0
@@ -49,7 +49,7 @@ def get_config(variant="small"):
   if variant == "code":
     c.data.vocab_size = 10_000
     c.batch_size, c.lr, m.prior_lr, m.clip = 4, 1e-3, 3e-4, 0.5
-    m.code_dim, m.tau_final, m.beta = 512, 0.5, 0.0
+    m.code_dim, m.tau_final, m.beta, m.beta_final = 512, 0.5, 0.0, 0.0
     m.prior_layers, m.prior_heads, m.prior_width, m.prior_decay = 12, 16, 1_024, 0.0
     m.patterns, m.caption_dropout = ("full",), 0.2
     m.tokenizer_steps = c.num_steps = 100_000
@@ -63,7 +63,7 @@ def get_config(variant="small"):
       4.5e-2,
     )
     m.tokenizer, m.code_dim, m.likelihood = "published", 128, "laplace"
-    m.tau_steps, m.beta, m.beta_steps = 150_000, 6.6, 5_000
+    m.tau_steps, m.beta, m.beta_final, m.beta_steps = 150_000, 6.6, 6.6, 5_000
     m.prior_layers, m.prior_heads, m.prior_width = 64, 62, 3_968
     m.patterns = (*(("row", "column", "row", "row") * 16)[:-1], "local")
     m.gated, m.caption_dropout, m.guidance = False, 0.0, 1.0
@@ -74,6 +74,6 @@ def get_config(variant="small"):
     c.metrics = ()
     m.tokenizer_steps, m.tau_steps, m.beta_steps = 2, 2, 2
     m.num_codes, m.code_dim, m.width, m.num_blocks = 8, 4, 4, 1
-    m.prior_layers, m.prior_heads, m.prior_head_dim, m.prior_width = 4, 2, 4, 8
+    m.prior_layers, m.prior_heads, m.prior_head_dim, m.prior_width = 2, 2, 4, 8
     m.prior_warmup = 1
   return c

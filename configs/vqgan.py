@@ -26,6 +26,7 @@ def get_config(variant="small"):
   c.metrics = ("digits.scores",)
   m = c.model
   m.tokenizer_steps, m.disc_start = 1_000, 300
+  m.schedule = "cosine"  # or constant: of the tokenizer's rate
   m.d_alone = 200  # steps that D learns for before it is heard
   m.width, m.multipliers, m.num_blocks = 16, (1, 2, 4), 1  # each but the last halves the map
   m.attention, m.z_width, m.groups = (2,), 32, 8  # attention: levels, 0 is the images' size
@@ -44,6 +45,7 @@ def get_config(variant="small"):
     c.lr, c.batch_size, c.num_steps, c.metrics = 5.4e-5, 12, 500_000, ()
     c.checkpoint_every = c.sample_every = 10_000
     m.tokenizer_steps, m.disc_start, m.d_alone = 1_000_000, 250_001, 0
+    m.schedule = "constant"
     m.width, m.multipliers, m.num_blocks = 128, (1, 1, 2, 2, 4), 2
     m.attention, m.z_width, m.groups = (4,), 256, 32
     m.num_codes, m.code_dim, m.code_init = 1_024, 256, "uniform"
@@ -54,7 +56,7 @@ def get_config(variant="small"):
   if variant == "test":
     c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
     c.log_every = c.sample_every = c.checkpoint_every = 1
-    m.tokenizer_steps, m.disc_start, m.d_alone = 2, 1, 0
+    m.tokenizer_steps, m.disc_start, m.d_alone = 2, 0, 1
     c.data.image_size = 8
     m.width, m.multipliers, m.attention, m.z_width, m.groups = 4, (1, 2), (), 4, 2
     m.num_codes, m.code_dim, m.d_widths = 8, 4, (4, 4)

@@ -69,7 +69,7 @@ def pytest_runtest_teardown(item, nextitem):
   if nextitem is None or group_of(item) == group_of(nextitem) or not maps.exists():
     return
   if maps.read_bytes().count(b"\n") > MOST_MAPS:
-    for module in [m for n, m in sys.modules.items() if n.startswith("test_")]:
+    for module in [m for n, m in sys.modules.items() if n.startswith(("test_", "conftest"))]:
       for value in list(vars(module).values()):
         if hasattr(value, "cache_clear"):
           value.cache_clear()
@@ -110,6 +110,32 @@ class Kept:
 def quickly(function, *args):
   """What a function gives, compiled as a whole: call by call each small operation is compiled."""
   return jax.jit(lambda *args: function(*args))(*args)  # always traced anew
+
+
+def jit(function):
+  """Compiles without LLVM's optimisations: for what runs a few times."""
+  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def config_of(name, variant, **changes):
+  """A config for one device; changes by full name, {"model.width": 4}."""
+  config = importlib.import_module(f"configs.{name}").get_config(variant)
+  config.update_from_flattened_dict({"num_devices": 1, **changes})
+  return config
+
+
+@functools.cache
+def prepared(name, **changes):
+  """The job of a method's test variant, shared by the tests that want these changes."""
+  from gm import job
+
+  return job.prepare(config_of(name, "test", **changes))
+
+
+@functools.cache
+def compiled(name, stage, what, **changes):
+  """A function of a stage of it, shared likewise."""
+  return jit(getattr(prepared(name, **changes).stages[stage], what))
 
 
 @functools.cache

@@ -5,7 +5,8 @@ of a caption's tokens and an image's codes there are, and continues a caption by
 Objective:
   tokenizer, with q(z|x) = softmax(enc(x)) at each of L positions, e_k the codes, g Gumbel noise:
     mean over pixels R(x, dec(sum_k y_k e_k)) + beta (L / pixels) mean over positions KL(q | U),
-    y = softmax((enc(x) + g) / tau), U uniform over K codes; tau falls, beta rises from 0
+    y = softmax((enc(x) + g) / tau), U uniform over K codes; tau falls, beta rises from 0 and then,
+    while tau falls, goes to beta_final
     model.likelihood: mse, R = (x - dec)^2 in [-1, 1]; laplace, R = -log p(x), logit-Laplace
   prior: (CE of the T tokens of text + w CE of the L codes) / (1 + w), each a mean; the codes are
     arg max enc(x) without noise, and the tokenizer is held fixed
@@ -13,11 +14,13 @@ Samples are drawn code by code from logits l(nothing) + s (l(caption) - l(nothin
 for it a share of the captions is left out in training: a text of nothing but padding.
 Departures: sparse attention is dense attention under a mask (the same result, not as quick). tau
 falls evenly in its logarithm, the paper's by a cosine, DALLE-pytorch's by a factor every 100 steps.
+beta_final is the paper's beta; `small` ends lower: codes are spread first and then chosen sharply.
 The KL is a mean over positions; in DALLE-pytorch it is a sum over the batch beside a mean of
-errors. top_k counts codes; there it counts text ids too. Places are learned; rotary ones and
-shifted tokens, DALLE-pytorch's defaults, are not built, nor a CLIP that ranks samples, nor BPE
-dropout. `local` sees up and to the left, as there. Images are encoded anew in every step of the
-prior.
+errors. top_k counts codes; there it counts text ids too. Places are learned, as by its training
+script; rotary ones and shifted tokens are not built, nor a CLIP that ranks samples, nor the paper's
+averages of weights, dropout of BPE's merges and, of the tokenizer, weight decay. Layers begin small
+(`dalle.Layer`) in `paper` too. `local` sees up and to the left, as there. Images are encoded anew
+in every step of the prior.
 Run: python main.py --config=configs/dalle.py --workdir=/tmp/dalle
   10 minutes of processor time; 67 % of what held-out captions say is seen, chance 31 %
 """
@@ -48,7 +51,9 @@ def _check(m, info: core.Info, data) -> None:
   flags.within(m, "num_blocks", least=1 if m.tokenizer == "published" else 0)
   flags.within(m, "tau_start", "tau_final", "prior_lr", "clip", above=0.0)
   flags.within(m, "tokenizer_steps", "tau_steps", "beta_steps", "prior_warmup", **steps)
-  flags.within(m, "beta", "prior_decay", "image_weight", "temperature", "guidance", least=0.0)
+  flags.within(
+    m, "beta", "beta_final", "prior_decay", "image_weight", "temperature", "guidance", least=0.0
+  )
   flags.within(m, "caption_dropout", least=0.0, most=1.0)
   flags.within(m, "prior_layers", "prior_heads", "prior_head_dim", "prior_width", least=1)
   flags.within(m, "top_k", least=0)
@@ -57,6 +62,11 @@ def _check(m, info: core.Info, data) -> None:
   flags.choice(m, "likelihood", ("mse", "laplace"))
   for name in m.patterns or ("",):
     flags.choice({"patterns": name}, "patterns", dalle.PATTERNS)
+  if m.guidance != 1 and not m.caption_dropout:
+    raise ValueError(
+      f"--config.model.guidance={m.guidance} compares with what follows no caption, and that is"
+      " never learned at --config.model.caption_dropout=0: raise it, or set the guidance to 1"
+    )
   if "tokens" not in info.shape:
     raise ValueError(
       f"dalle needs text, and {data['source']}:{data['name']} comes without: set"
@@ -136,8 +146,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return found, codes
 
   def conclude(found, key):
-    counts = jnp.bincount(found["code"].ravel(), length=m.num_codes)
-    return {"perplexity": quantize.perplexity(counts), "usage": jnp.mean(counts > 0)}
+    return quantize.use(jnp.bincount(found["code"].ravel(), length=m.num_codes))
 
   def latent(batch, key):  # a uniform number for each code
     return jax.random.uniform(key, (len(batch["image"]), length))
@@ -159,7 +168,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   def step(state, batch, key):
     how = {"start": m.tau_start, "final": m.tau_final, "num_steps": max(m.tau_steps, 1)}
     tau = quantize.temperature(state.step, **how)
-    beta = m.beta * optim.ramp(m.beta_steps)(state.step)
+    towards = jnp.minimum(state.step / how["num_steps"], 1.0)
+    beta = m.beta + (m.beta_final - m.beta) * towards
+    beta = beta * optim.ramp(m.beta_steps)(state.step)
 
     def loss(p, b):
       logits = encode(p, b["image"])
@@ -171,7 +182,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     state, found = core.minimize(
       state, tx, loss, ["enc", "dec"], told, accumulate=config.accumulate
     )
-    return state.replace(step=state.step + 1), {**found, "tau": tau, "beta": beta * jnp.ones(())}
+    return state.replace(step=state.step + 1), {**found, "tau": tau, "beta": beta}
 
   def render_evenly(state, u, batch):  # all codes alike
     codes = jnp.minimum((u * m.num_codes).astype(jnp.int32), m.num_codes - 1)

@@ -19,7 +19,7 @@ on digits they undo what the autoencoder has learned. D's move and the others' c
 pass; the authors' code runs the moved autoencoder again for D. The perceptual net is one whose
 weights are to be had, not VGG-16, and its channels count alike. The token before all codes is one
 of its own, theirs is code 0, and the transformer has as many positions as codes, theirs has 512.
-Images are encoded anew in every step of the prior.
+Images are encoded anew in every step of the prior. The tokenizer's rate falls in `small`.
 Run: python main.py --config=configs/vqgan.py --workdir=/tmp/vqgan
 Then: python main.py --workdir=/tmp/vqgan --mode=sample --complete=IMAGE --num_samples=8
   12 minutes of processor time; squared error 0.032, Frechet distance 49 by the digit classifier
@@ -75,6 +75,7 @@ def _check(config, info: core.Info) -> None:
   flags.within(m, "p_keep", least=0.0, most=1.0)
   flags.choice(m, "code_init", tuple(quantize.STARTS))
   flags.choice(m, "d_norm", patch.NORMS)
+  flags.choice(m, "schedule", ("constant", "cosine"))
   flags.choice(m, "perceptual", tuple(perceptual.NETS))
   second.check(config, info)
 
@@ -92,12 +93,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   grid = vqvae.grid(shape, len(m.multipliers) - 1, key="multipliers")
   for size in shape[:2]:
     patch.grid(size, len(m.d_widths))
-  nets = {"width": m.width, "multipliers": m.multipliers, "num_blocks": m.num_blocks}
-  nets |= {"attention": m.attention, "z_width": m.z_width, "groups": m.groups, "dtype": dtype}
-  enc, dec = vqgan.Encoder(m.code_dim, **nets), vqgan.Decoder(**nets)
+  sizes = vqgan.Sizes(
+    m.width, tuple(m.multipliers), m.num_blocks, tuple(m.attention), m.z_width, m.groups
+  )
+  enc, dec = vqgan.Encoder(m.code_dim, sizes, dtype), vqgan.Decoder(sizes, dtype)
   last = vqgan.Last(shape[2], dtype=dtype)
   d = patch.PatchDiscriminator(m.d_widths, m.d_norm, dtype)
-  tx = optim.adam(config.lr, b1=0.5, b2=0.9)
+  rate = optim.cosine(config.lr, m.tokenizer_steps) if m.schedule == "cosine" else config.lr
+  tx = optim.adam(rate, b1=0.5, b2=0.9)
   features = perceptual.shapes(m.perceptual)
 
   # ------------------------------------------------------------------------- images and their codes
@@ -131,8 +134,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {"l1": l1, "mse": jnp.mean((x - r) ** 2), "distance": d, "code": tokens}, tokens
 
   def conclude(found, key):
-    counts = jnp.bincount(found["code"].ravel(), length=m.num_codes)
-    return {"perplexity": quantize.perplexity(counts), "usage": jnp.mean(counts > 0)}
+    return quantize.use(jnp.bincount(found["code"].ravel(), length=m.num_codes))
 
   coder = second.Codes(grid, m.num_codes, tokens_of, picture, measure)
 
@@ -195,9 +197,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     (_, (_, found)), grads = core.gradients(
       loss, state.params, [*PLAYERS, "d"], batch, accumulate=config.accumulate
     )
-    counts = found.pop("counts")
-    found |= {"perplexity": quantize.perplexity(counts)}
-    found |= {"usage": jnp.mean(counts > 0, dtype=jnp.float32)}
+    found |= quantize.use(found.pop("counts"))
     of_d = {"d": grads.pop("d")}
     state, moved = core.move(state, tx, grads, slot="ae")
     still = lambda state: (state, {"gradnorm_d": jnp.zeros(())})

@@ -122,8 +122,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return found, tokens
 
   def conclude(found, key):
-    counts = jnp.bincount(found["code"].ravel(), length=m.num_codes)
-    return {"perplexity": quantize.perplexity(counts), "usage": jnp.mean(counts > 0)}
+    return quantize.use(jnp.bincount(found["code"].ravel(), length=m.num_codes))
 
   coder = second.Codes((height, width), m.num_codes, read, picture, measured)
 
@@ -164,8 +163,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
     state, found = core.minimize(state, tx, loss, players, {"x": x}, accumulate=config.accumulate)
     counts, sums = (config.accumulate * found.pop(n) for n in ("counts", "sums"))  # were means
-    found["perplexity"] = quantize.perplexity(counts)
-    found["usage"] = jnp.mean(counts > 0, dtype=jnp.float32)
+    found |= quantize.use(counts)
     if not learned:
       book = quantize.update(state.extra["book"], counts, sums, decay=m.decay)
       found["num_dead"] = quantize.dead(book, **averages).sum(dtype=jnp.float32)

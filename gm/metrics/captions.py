@@ -7,7 +7,7 @@ it was said; so does a beard or glasses that are not there, which captions say b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def carried(fake: Mapping, real: Mapping, info: Info) -> dict[str, float]:
   if len(x) < carried.least:
     raise ValueError(f"captions.carried needs {carried.least} real images, given {len(x)}")
   samples, asked = np.asarray(fake["image"], np.float32), np.asarray(fake["data_said"])
-  name = _train(x[len(x) // HELD_OUT :], y[len(x) // HELD_OUT :], y.max(0) + 1)
+  name = reader(x[len(x) // HELD_OUT :], y[len(x) // HELD_OUT :])
   found, seen = {}, name(samples)
   parts = {
     "carried": _agreement(seen, asked),
@@ -85,8 +85,17 @@ def _agreement(seen: np.ndarray, said: np.ndarray) -> list[float]:
   return [float((seen[:, i] == s)[s >= 0].mean()) for i, s in enumerate(said.T)]
 
 
-def _train(x: np.ndarray, y: np.ndarray, sizes: np.ndarray):
-  """Returns name(images [N, ...]) -> [N, A] of a network that has learned y [N, A]."""
+def reader(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+  """Trains a network to name what images show.
+
+  Args:
+    x: images [N, H, W, C].
+    y: what is said of each attribute, i32 [N, A]; -1: nothing.
+
+  Returns:
+    A function of images [M, H, W, C]: the numbers of words, [M, A].
+  """
+  sizes = y.max(0) + 1
   net, ends = Reader(int(sizes.sum())), np.cumsum(sizes)[:-1]
   rate = optax.cosine_decay_schedule(2e-3, NUM_STEPS)
   tx = optax.adamw(rate, weight_decay=1e-2)

@@ -12,7 +12,7 @@ kernel's gradient weighs its losses is a network of its own, `Last`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,35 @@ class Attention(nn.Module):
     return x + attend(h.reshape(len(x), -1, x.shape[-1])).reshape(x.shape)
 
 
+class Sizes(NamedTuple):
+  """Of both networks.
+
+  Attributes:
+    width: channels of the first convolution.
+    multipliers: channels of each level, in widths; each level but the last halves the map.
+    num_blocks: residual blocks of each of the encoder's levels.
+    attention: levels whose blocks are each followed by attention; 0 is the images' own size.
+    z_width: channels of the last map but one, on either side of the codes.
+    groups: of all normalisations.
+  """
+
+  width: int = 128
+  multipliers: Sequence[int] = (1, 1, 2, 2, 4)
+  num_blocks: int = 2
+  attention: Sequence[int] = (4,)
+  z_width: int = 256
+  groups: int = 32
+
+
+def _level(x: jax.Array, i: int, num_blocks: int, sizes: Sizes, dtype: Any) -> jax.Array:
+  """The blocks of level i."""
+  for j in range(num_blocks):
+    x = Residual(sizes.multipliers[i] * sizes.width, sizes.groups, dtype, name=f"block{i}_{j}")(x)
+    if i in sizes.attention:
+      x = Attention(sizes.groups, dtype, name=f"attention{i}_{j}")(x)
+  return x
+
+
 def _middle(x: jax.Array, groups: int, dtype: Any) -> jax.Array:
   x = Residual(x.shape[-1], groups, dtype, name="middle0")(x)
   x = Attention(groups, dtype, name="middle_attention")(x)
@@ -68,77 +97,51 @@ def _middle(x: jax.Array, groups: int, dtype: Any) -> jax.Array:
 
 
 class Encoder(nn.Module):
-  """Images [N, H, W, C] -> [N, H / 2^k, W / 2^k, features], float32; k + 1 multipliers.
+  """Images [N, H, W, C] -> [N, H / 2^k, W / 2^k, features], float32; k + 1 levels.
 
   Attributes:
     features: of a position, those of a code.
-    width: channels of the first convolution.
-    multipliers: channels of each level, in widths.
-    num_blocks: residual blocks of each level.
-    attention: levels whose blocks are each followed by attention; 0 is the images' own size.
-    z_width: channels of the last map but one.
-    groups: of all normalisations.
   """
 
   features: int
-  width: int = 128
-  multipliers: Sequence[int] = (1, 1, 2, 2, 4)
-  num_blocks: int = 2
-  attention: Sequence[int] = (4,)
-  z_width: int = 256
-  groups: int = 32
+  sizes: Sizes = Sizes()
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Encodes."""
-    how = {"dtype": self.dtype}
-    x = _conv(self.width, x, 3, "first", **how)
-    for i, factor in enumerate(self.multipliers):
-      for j in range(self.num_blocks):
-        x = Residual(factor * self.width, self.groups, name=f"block{i}_{j}", **how)(x)
-        if i in self.attention:
-          x = Attention(self.groups, name=f"attention{i}_{j}", **how)(x)
-      if i + 1 < len(self.multipliers):  # padded at the bottom and on the right only
+    s, how = self.sizes, {"dtype": self.dtype}
+    x = _conv(s.width, x, 3, "first", **how)
+    for i in range(len(s.multipliers)):
+      x = _level(x, i, s.num_blocks, s, self.dtype)
+      if i + 1 < len(s.multipliers):  # padded at the bottom and on the right only
         pads = ((0, 1), (0, 1))
         x = _conv(x.shape[-1], x, 3, f"down{i}", strides=2, padding=pads, **how)
-    x = _middle(x, self.groups, self.dtype)
-    x = nn.swish(norm.GroupNorm(self.groups, name="norm", **how)(x))
-    x = _conv(self.z_width, x, 3, "last", **how)
+    x = _middle(x, s.groups, self.dtype)
+    x = nn.swish(norm.GroupNorm(s.groups, name="norm", **how)(x))
+    x = _conv(s.z_width, x, 3, "last", **how)
     return _conv(self.features, x, 1, "to_codes", **how).astype(jnp.float32)
 
 
 class Decoder(nn.Module):
-  """Maps [N, h, w, features] -> [N, 2^k h, 2^k w, width], of which `Last` makes images.
+  """Maps [N, h, w, features] -> [N, 2^k h, 2^k w, width], of which `Last` makes images."""
 
-  Attributes:
-    width, multipliers, num_blocks, attention, z_width, groups: the encoder's.
-  """
-
-  width: int = 128
-  multipliers: Sequence[int] = (1, 1, 2, 2, 4)
-  num_blocks: int = 2
-  attention: Sequence[int] = (4,)
-  z_width: int = 256
-  groups: int = 32
+  sizes: Sizes = Sizes()
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, z: jax.Array) -> jax.Array:
     """Decodes."""
-    how = {"dtype": self.dtype}
-    x = _conv(self.z_width, z, 1, "from_codes", **how)
-    x = _conv(self.multipliers[-1] * self.width, x, 3, "first", **how)
-    x = _middle(x, self.groups, self.dtype)
-    for i, factor in reversed(list(enumerate(self.multipliers))):
-      for j in range(self.num_blocks + 1):
-        x = Residual(factor * self.width, self.groups, name=f"block{i}_{j}", **how)(x)
-        if i in self.attention:
-          x = Attention(self.groups, name=f"attention{i}_{j}", **how)(x)
+    s, how = self.sizes, {"dtype": self.dtype}
+    x = _conv(s.z_width, z, 1, "from_codes", **how)
+    x = _conv(s.multipliers[-1] * s.width, x, 3, "first", **how)
+    x = _middle(x, s.groups, self.dtype)
+    for i in reversed(range(len(s.multipliers))):
+      x = _level(x, i, s.num_blocks + 1, s, self.dtype)
       if i:
         starts = {"kernel_init": init.torch(), "bias_init": init.torch_bias(9 * x.shape[-1])}
         x = fold.UpConv(x.shape[-1], name=f"up{i}", **starts, **how)(x)
-    return nn.swish(norm.GroupNorm(self.groups, name="norm", **how)(x))
+    return nn.swish(norm.GroupNorm(s.groups, name="norm", **how)(x))
 
 
 class Last(nn.Module):

@@ -111,6 +111,21 @@ def perplexity(counts: jax.Array) -> jax.Array:
   return jnp.exp(-jax.scipy.special.xlogy(share, share).sum())
 
 
+def use(counts: jax.Array) -> dict[str, jax.Array]:
+  """What is reported of a codebook: `perplexity`, and `usage`, the share of codes that is chosen.
+
+  Args:
+    counts: how often each code was chosen, [K].
+
+  Returns:
+    f32 (), each.
+
+  >>> {n: round(x.item(), 4) for n, x in use(jnp.array([5, 5, 0, 0])).items()}
+  {'perplexity': 2.0, 'usage': 0.5}
+  """
+  return {"perplexity": perplexity(counts), "usage": jnp.mean(counts > 0, dtype=jnp.float32)}
+
+
 # -------------------------------------------------------------------- a codebook of moving averages
 
 

@@ -1,14 +1,14 @@
 """DALL-E: the two objectives, what sees what, masks, guidance, samples, and that it learns."""
 
 import functools
-import importlib
 import math
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import jit, on_paper, train
 
 from gm import core, errors, job
 from gm.metrics import captions
@@ -16,24 +16,15 @@ from gm.nets import dalle, dvae, transformer
 from gm.nn import quantize
 from gm.probability import likelihood
 
-QUICK = {"xla_backend_optimization_level": 0}
-jit = functools.partial(jax.jit, compiler_options=QUICK)
-
-
-def config_of(variant, **changes):
-  config = importlib.import_module("configs.dalle").get_config(variant)
-  config.update_from_flattened_dict({"num_devices": 1, **changes})
-  return config
-
-
-@functools.cache
-def prepared(changes=()):
-  return job.prepare(config_of("test", **dict(changes)))
+config_of = functools.partial(conftest.config_of, "dalle")
+prepared = functools.partial(conftest.prepared, "dalle")
+compiled = functools.partial(conftest.compiled, "dalle")
+UNGUIDED = {"model.caption_dropout": 0.0, "model.guidance": 1.0}
 
 
 def started(**changes):
   """The stages, a state of random numbers for each, the second with the first's, and a batch."""
-  made, rng = prepared(tuple(changes.items())), np.random.default_rng(0)
+  made, rng = prepared(**changes), np.random.default_rng(0)
   number = lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32)
   first, second = made.templates
   tokenizer = jax.tree.map(jnp.zeros_like, first).replace(params=jax.tree.map(number, first.params))
@@ -54,8 +45,7 @@ def started(**changes):
 def test_sizes():
   """DALLE-pytorch's script, its class, the paper's tokenizer, and the 12 billion of its prior."""
   count = lambda variant: {
-    n: core.count(p)
-    for n, p in job.prepare(config_of(variant), on_paper=True).templates[1].params.items()
+    n: core.count(p) for n, p in on_paper("dalle", variant).templates[1].params.items()
   }
   code, paper = count("code"), count("paper")
   assert code["enc"] + code["dec"] == 16_672_259 and code["prior"] == 239_653_904
@@ -84,13 +74,13 @@ def test_the_divergence_is_from_the_uniform_law_in_nats_a_position():
 
 def test_the_loss_weighs_a_sum_over_positions_against_one_over_pixels():
   """By beta h w / (H W C) times the mean over positions; the error is a mean over pixels."""
-  how = {"model.beta": 3.0, "model.beta_steps": 4, "model.tau_steps": 8}
-  made, (state, _), batch = started(**how)
+  how = {"model.beta": 3.0, "model.beta_final": 1.0, "model.beta_steps": 4, "model.tau_steps": 8}
+  _, (state, _), batch = started(**how)
   state = state.replace(step=jnp.int32(2))
-  _, found = jit(made.stages[0].step)(state, batch, jax.random.key(1))
-  np.testing.assert_allclose(found["beta"], 1.5)
+  _, found = compiled(0, "step", **how)(state, batch, jax.random.key(1))
+  np.testing.assert_allclose(found["beta"], 2 / 4 * (3 - 2 / 8 * 2))
   np.testing.assert_allclose(found["tau"], (1 / 16) ** 0.25, rtol=1e-5)
-  want = found["error"] + 1.5 * 16 / (16 * 16 * 3) * found["kl"]
+  want = found["error"] + 1.25 * 16 / (16 * 16 * 3) * found["kl"]
   np.testing.assert_allclose(found["loss_enc+dec"], want, rtol=1e-5)
   net = dvae.Encoder(8, 4, 2, 1)
   logits = net.apply({"params": state.params["enc"]}, batch["image"])
@@ -117,8 +107,8 @@ def test_the_laplace_loss_is_a_density_of_mapped_pixels():
   np.testing.assert_allclose(image, 0.0, atol=1e-6)  # a half
 
 
-@pytest.mark.parametrize("kind", ["plain", "published"])
-def test_the_tokenizer_learns_in_all_of_its_parts_and_then_no_more(kind, monkeypatch):
+@pytest.mark.parametrize("kind, stages", [("plain", 2), ("published", 1)])
+def test_the_tokenizer_learns_in_all_of_its_parts_and_then_no_more(kind, stages, monkeypatch):
   """Encoder, codes and decoder have a gradient, through the noise; in the second stage none has."""
   made, (state, prior), batch = started(**{"model.tokenizer": kind})
   grads = {}
@@ -129,10 +119,8 @@ def test_the_tokenizer_learns_in_all_of_its_parts_and_then_no_more(kind, monkeyp
     run = jit(lambda *args: (stage.step(*args), dict(grads))[1])
     return run(state, batch, jax.random.key(1))
 
-  for stage, of, names in zip(
-    made.stages, (state, prior), ({"enc", "dec"}, {"prior"}), strict=True
-  ):
-    found = moved(stage, of)
+  for i, of, names in ((0, state, {"enc", "dec"}), (1, prior, {"prior"}))[:stages]:
+    found = moved(made.stages[i], of)
     assert set(found) == names
     for path, g in jax.tree_util.tree_leaves_with_path(found):
       dead = kind == "published" and "block" in jax.tree_util.keystr(path)  # one unit, and a ReLU
@@ -140,9 +128,8 @@ def test_the_tokenizer_learns_in_all_of_its_parts_and_then_no_more(kind, monkeyp
 
 
 def test_use_of_codes_is_counted_over_the_whole_split():
-  made, _, _ = started()
   code = jnp.concatenate([jnp.zeros((5, 16), jnp.int32), jnp.ones((5, 16), jnp.int32)])
-  found = jit(made.stages[0].conclude)({"code": code}, jax.random.key(0))
+  found = compiled(0, "conclude")({"code": code}, jax.random.key(0))
   np.testing.assert_allclose(found["perplexity"], 2.0, rtol=1e-5)
   np.testing.assert_allclose(found["usage"], 2 / 8)
 
@@ -198,18 +185,24 @@ def test_text_and_codes_are_never_mistaken():
   first, u = ids[:, :4], jax.random.uniform(jax.random.key(1), (1, 4))
   for guidance in (None, 30.0):
     start = first if guidance is None else jnp.concatenate([first, first.at[0, 1].set(9)])
-    drawn = transformer.sample(net, variables["params"], start, u, guidance=guidance)
+    sample = jit(functools.partial(transformer.sample, net, guidance=guidance))
+    drawn = sample(variables["params"], start, u)
     assert drawn.shape == (1, 4) and drawn.min() >= 12 and drawn.max() < 18
 
 
 def test_padding_is_an_id_of_its_position_and_a_sequence_begins_with_0():
   made, (_, prior), batch = started()
-  seen, true = [], dalle.Dalle.__call__
-  with pytest.MonkeyPatch.context() as patch:
-    call = lambda net, ids, **how: seen.append(ids) or true(net, ids, **how)
-    patch.setattr(dalle.Dalle, "__call__", call)
+
+  class Given(Exception):
+    """Of the transformer, which has then done its part."""
+
+  def given(net, ids):
+    raise Given(ids)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Given) as error:
+    patch.setattr(dalle.Dalle, "__call__", given)
     made.stages[1].evaluate(prior, batch, jax.random.key(0))
-  ids, tokens = np.asarray(seen[0]), np.asarray(batch["tokens"])
+  ids, tokens = np.asarray(error.value.args[0]), np.asarray(batch["tokens"])
   assert ids.shape == (8, 14 + 16) and (ids[:, 0] == 0).all()
   np.testing.assert_array_equal(ids[:, 1:15], np.where(tokens, tokens, 48 + np.arange(14)))
   assert ids[:, 15:].min() >= 48 + 14 and ids[:, 15:].max() < 48 + 14 + 8
@@ -219,12 +212,13 @@ def test_padding_is_an_id_of_its_position_and_a_sequence_begins_with_0():
 
 
 def test_the_loss_weighs_the_image_by_seven_to_one():
-  made, (_, prior), batch = started(**{"model.caption_dropout": 0.0})
+  _, (_, prior), batch = started(**UNGUIDED)
+  step = compiled(1, "step", **UNGUIDED)
   still = {**prior.params, "prior": jax.tree.map(jnp.zeros_like, prior.params["prior"])}
-  _, found = jit(made.stages[1].step)(prior.replace(params=still), batch, jax.random.key(0))
+  _, found = step(prior.replace(params=still), batch, jax.random.key(0))
   np.testing.assert_allclose(found["text_nats"], math.log(48 + 14), rtol=1e-5)
   np.testing.assert_allclose(found["image_nats"], math.log(8), rtol=1e-5)
-  _, found = jit(made.stages[1].step)(prior, batch, jax.random.key(0))
+  _, found = step(prior, batch, jax.random.key(0))
   want = (found["text_nats"] + 7 * found["image_nats"]) / 8
   np.testing.assert_allclose(found["loss_prior"], want, rtol=1e-5)
   assert abs(found["text_nats"] - math.log(62)) > 0.01
@@ -233,18 +227,18 @@ def test_the_loss_weighs_the_image_by_seven_to_one():
 def test_a_share_of_captions_is_left_out_and_not_of_the_data():
   nats = {}
   for share in (0.0, 1.0):
-    made, (_, prior), batch = started(**{"model.caption_dropout": share})
-    _, found = jit(made.stages[1].step)(prior, batch, jax.random.key(0))
-    nats[share] = float(found["image_nats"])
+    how = UNGUIDED | {"model.caption_dropout": share}
+    _, (_, prior), batch = started(**how)
+    step = compiled(1, "step", **how)
+    nats[share] = float(step(prior, batch, jax.random.key(0))[1]["image_nats"])
     blank = {**batch, "tokens": jnp.zeros_like(batch["tokens"])}
-    _, found = jit(made.stages[1].step)(prior, blank, jax.random.key(0))
-    nats[share, "blank"] = float(found["image_nats"])
+    nats[share, "blank"] = float(step(prior, blank, jax.random.key(0))[1]["image_nats"])
   assert nats[1.0] == nats[1.0, "blank"] == nats[0.0, "blank"] != nats[0.0]
 
 
 def test_the_prior_leaves_the_tokenizer_as_it_is_to_the_bit():
-  made, (state, prior), batch = started()
-  after, _ = jit(made.stages[1].step)(prior, batch, jax.random.key(0))
+  _, (state, prior), batch = started(**UNGUIDED)
+  after, _ = compiled(1, "step", **UNGUIDED)(prior, batch, jax.random.key(0))
   for n in state.params:
     jax.tree.map(np.testing.assert_array_equal, after.params[n], state.params[n])
 
@@ -277,17 +271,18 @@ def test_cached_sampling_draws_what_the_whole_pass_says():
 
 def test_guidance_changes_samples():
   draw = {}
-  for guidance in (1.0, 9.0):
-    made, (_, prior), batch = started(**{"model.guidance": guidance})
+  for how in ({}, UNGUIDED):
+    made, (_, prior), batch = started(**how)
     loud = jax.tree.map(lambda p: 3 * p, prior.params["prior"])
     prior = prior.replace(params={**prior.params, "prior": loud})
-    draw[guidance] = jit(made.stages[1].sample)(prior, batch, jax.random.key(3))["image"]
-  assert np.abs(draw[1.0] - draw[9.0]).max() > 1e-3
+    found = compiled(1, "sample", **how)(prior, batch, jax.random.key(3))
+    draw[made.config.model.guidance] = found["image"]
+  assert np.abs(draw[1.0] - draw[3.0]).max() > 1e-3
 
 
 def test_a_sample_follows_its_caption_and_says_it_again():
-  made, (_, prior), batch = started()
-  sample = jit(made.stages[1].sample)
+  _, (_, prior), batch = started()
+  sample = compiled(1, "sample")
   found = sample(prior, batch, jax.random.key(0))
   np.testing.assert_array_equal(found["tokens"], batch["tokens"])
   np.testing.assert_array_equal(found["data_said"], batch["said"])
@@ -319,6 +314,7 @@ def test_a_completion_keeps_the_upper_half():
     ({"model.patterns": ()}, r"--config\.model\.patterns"),
     ({"model.tokenizer": "openai"}, r"--config\.model\.tokenizer='openai'"),
     ({"model.guidance": -1.0}, r"--config\.model\.guidance=-1"),
+    ({"model.caption_dropout": 0.0}, r"guidance=3\.0 .*--config\.model\.caption_dropout=0"),
   ],
 )
 def test_what_cannot_be_is_said_in_a_line(changes, message):

@@ -1,40 +1,31 @@
 """DM-GAN: sizes, what the memory does, who is moved by what, wrong captions, and that it learns."""
 
 import functools
-import importlib
 import math
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import jit, on_paper, train
 
 from gm import core, errors, evaluation, job, loop, matching
 from gm.methods import dm_gan as method
+from gm.metrics import captions
 from gm.nets import dm_gan
 from gm.nets import matching as encoders
 from gm.nn import spectral
 
-QUICK = {"xla_backend_optimization_level": 0}
+config_of = functools.partial(conftest.config_of, "dm_gan")
+prepared = functools.partial(conftest.prepared, "dm_gan")
+compiled = functools.partial(conftest.compiled, "dm_gan", 1)  # of the second stage
 PASSES = [("test", {}, {"g": 1, "d": 1})]  # data and samples in one; see test_promises.py
-jit = functools.partial(jax.jit, compiler_options=QUICK)
-
-
-def config_of(variant, **changes):
-  config = importlib.import_module("configs.dm_gan").get_config(variant)
-  config.update_from_flattened_dict({"num_devices": 1, **changes})
-  return config
-
-
-@functools.cache
-def prepared(changes=()):
-  return job.prepare(config_of("test", **dict(changes)))
 
 
 def started(**changes):
   """The stages, the second's state of random numbers, and a batch of captions of any length."""
-  made, rng = prepared(tuple(changes.items())), np.random.default_rng(0)
+  made, rng = prepared(**changes), np.random.default_rng(0)
   number = lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), s.dtype)
   zeros, template = lambda s: jnp.zeros(s.shape, s.dtype), made.templates[1]
   state = jax.tree.map(zeros, template).replace(
@@ -62,7 +53,7 @@ def still(state, *names):
 
 def test_sizes():
   """Those of the authors' networks for birds."""
-  made = job.prepare(config_of("paper"), on_paper=True)
+  made = on_paper("dm_gan", "paper")
   g, d = (made.templates[1].params[n] for n in "gd")
   assert core.count(g) == 21_449_042
   first = [g[n] for n in ("first", "norm", "up0", "up1", "up2", "up3")]
@@ -181,7 +172,7 @@ def test_losses_where_nobody_knows_anything():
   for judge in silent.params["d"]["net"].values():
     judge.update({name: jax.tree.map(jnp.zeros_like, judge[name]) for name in dm_gan.LOGITS})
   batch["tokens"] = jnp.maximum(batch["tokens"], 1)  # of one length: each word counts
-  _, found = jit(made.stages[1].step)(silent, batch, jax.random.key(2))
+  _, found = compiled("step")(silent, batch, jax.random.key(2))
   np.testing.assert_allclose(found["loss_d"], 4 * math.log(2), rtol=1e-5)
   np.testing.assert_allclose(found["game"], 4 * math.log(2), rtol=2e-3)  # D has moved
   np.testing.assert_allclose(found["match"], 4 * math.log(8), rtol=1e-5)
@@ -197,7 +188,7 @@ def test_kl_is_a_mean_over_features_too():
   half, num = len(bias) // 2, made.config.model.condition
   bias = bias.at[:num].set(2.0).at[half:].set(40.0)  # gates open: mean 2, log-variance 0
   state.params["g"]["augmentation"]["dense"]["bias"] = bias
-  _, found = jit(made.stages[1].step)(state, batch, jax.random.key(2))
+  _, found = compiled("step")(state, batch, jax.random.key(2))
   np.testing.assert_allclose(found["kl"], 2.0, rtol=1e-5)
 
 
@@ -218,9 +209,9 @@ def test_wrong_captions_are_those_of_the_next_image(monkeypatch):
 
 def test_matching_moves_g_through_encoders_that_stay():
   """An image encoder of zeros passes no gradient; D and the captions are the same."""
-  made, state, batch = started()
+  _, state, batch = started()
   blind = {**state.extra, "c": jax.tree.map(jnp.zeros_like, state.extra["c"])}
-  step = jit(made.stages[1].step)
+  step = compiled("step")
   after, _ = step(state, batch, jax.random.key(2))
   other, _ = step(state.replace(extra=blind), batch, jax.random.key(2))
   jax.tree.map(np.testing.assert_array_equal, after.extra, state.extra)
@@ -243,7 +234,7 @@ def test_samples_are_of_their_captions():
   made, state, batch = started()
   stage = made.stages[1]
   noise = stage.latent(batch, jax.random.key(3))
-  draw = jit(stage.generate)
+  draw = compiled("generate")
   one = draw(state, noise, batch)
   np.testing.assert_array_equal(one["tokens"], batch["tokens"])
   other = draw(state, noise, {**batch, "tokens": jnp.roll(batch["tokens"], 1, axis=0)})
@@ -253,8 +244,8 @@ def test_samples_are_of_their_captions():
 
 
 def test_spread_tells_whether_noise_is_heard():
-  made, state, batch = started()
-  evaluate = jit(made.stages[1].evaluate)
+  _, state, batch = started()
+  evaluate = compiled("evaluate")
   found = evaluate(state, batch, jax.random.key(3))
   assert found["spread_noise"] > 0.01
   first = state.ema["g"]["first"]  # of the condition, then of the noise; there is no other way in
@@ -267,12 +258,12 @@ def test_spread_tells_whether_noise_is_heard():
 def test_pictures_have_a_column_for_a_caption_and_a_row_for_a_noise():
   made, state, batch = started()
   stage, key = made.stages[1], jax.random.key(4)
-  shown = jit(stage.show)(state, batch, key)
+  shown = compiled("show")(state, batch, key)
   assert shown["sizes"].shape == (8, 3, 16, 16, 3)
   np.testing.assert_array_equal(shown["sizes"][:, -1], batch["image"])
   noise = stage.latent(batch, core.keys(key, "sizes", "captions").captions)
   row = jax.tree.map(lambda x: jnp.broadcast_to(x[2], x.shape), noise)
-  want = jit(stage.generate)(state, row, batch)["image"]
+  want = compiled("generate")(state, row, batch)["image"]
   np.testing.assert_allclose(shown["captions"][2], want, atol=1e-5)
 
 
@@ -314,12 +305,33 @@ def shuffled(true):
   return stages
 
 
+def swapped(workdir):
+  """How often hair takes the colour of another caption, with the noise as it was.
+
+  Of pairs of captions that name two colours: the share where both samples show their own.
+  """
+  made = job.prepare(config_of("small"))
+  held = evaluation.Evaluator(made, 1)
+  real = held.real(1_600)
+  name = captions.reader(real["image"], real["said"])
+  stage, state = made.stages[1], job.restore(made, str(workdir), 1)
+  batch = held.source.decode(held.source.batch(0, 400))
+  other = {n: jnp.roll(x, 1, axis=0) for n, x in batch.items()}
+  noise, draw = stage.latent(batch, jax.random.key(0)), jax.jit(stage.generate)
+  colour = [n for n, _ in made.infos[1].said].index("hair_color")
+  asked = [np.asarray(b["said"])[:, colour] for b in (batch, other)]
+  seen = [name(np.asarray(draw(state, noise, b)["image"]))[:, colour] for b in (batch, other)]
+  told = (asked[0] >= 0) & (asked[1] >= 0) & (asked[0] != asked[1])
+  return ((seen[0] == asked[0]) & (seen[1] == asked[1]))[told].mean()
+
+
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_small_learns(tmp_path, seed):
   """Samples for combinations that were never seen show what their captions say."""
   found = train(config_of("small", seed=seed), tmp_path / "run")
   assert found["carried_all"] > 0.6 and found["carried_all"] > found["chance_all"] + 0.2, found
+  assert swapped(tmp_path / "run") > 0.5
 
 
 @pytest.mark.learning
@@ -327,6 +339,7 @@ def test_captions_of_others_teach_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(method, "stages", shuffled(method.stages))
   found = train(config_of("small"), tmp_path / "run")
   assert found["carried_all"] < 0.6 and found["carried_all"] < found["chance_all"] + 0.2, found
+  assert swapped(tmp_path / "run") < 0.5
 
 
 def matched(config, workdir):

@@ -4,14 +4,14 @@ Against the authors' networks: tests/parity/test_parity_vqgan.py.
 """
 
 import functools
-import importlib
 import math
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train
+from conftest import jit, on_paper, train
 
 from gm import core, errors, job, loop, losses, optim, perceptual, sampling, steps
 from gm.methods import vqgan
@@ -21,31 +21,15 @@ from gm.nets import vqgan as nets
 from gm.nn import quantize
 from gm.workdir import tiles
 
-QUICK = {"xla_backend_optimization_level": 0}
-jit = functools.partial(jax.jit, compiler_options=QUICK)
+config_of = functools.partial(conftest.config_of, "vqgan")
+prepared = functools.partial(conftest.prepared, "vqgan")
+compiled = functools.partial(conftest.compiled, "vqgan")
 AE = vqgan.PLAYERS
-
-
-def config_of(variant, **changes):
-  config = importlib.import_module("configs.vqgan").get_config(variant)
-  config.update_from_flattened_dict({"num_devices": 1, **changes})
-  return config
-
-
-@functools.cache
-def prepared(changes=()):
-  return job.prepare(config_of("test", **dict(changes)))
-
-
-@functools.cache
-def compiled(stage, name, changes=()):
-  """A function of a stage; tests share it."""
-  return jit(getattr(prepared(changes).stages[stage], name))
 
 
 def started(**changes):
   """The stages, a state of random numbers for each, the second with the first's, and a batch."""
-  made, rng = prepared(tuple(changes.items())), np.random.default_rng(0)
+  made, rng = prepared(**changes), np.random.default_rng(0)
   number = lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape) + (s.ndim == 1), jnp.float32)
   image = jnp.asarray(np.tanh(rng.normal(size=(8, 8, 8, 1))), jnp.float32)
   first, second = made.templates
@@ -64,7 +48,7 @@ def test_sizes():
   """Counted in the authors' code; a start token is added to the transformer's, and positions that
   no code has are left out.
   """
-  made = job.prepare(config_of("paper"), on_paper=True)
+  made = on_paper("vqgan", "paper")
   tokenizer, prior = ({n: core.count(p) for n, p in t.params.items()} for t in made.templates)
   one = 256 * 256 + 256  # each of the two 1 x 1 convolutions beside the codes
   ae = {n: tokenizer[n] for n in AE}
@@ -86,11 +70,11 @@ def test_paper_recipe(monkeypatch):
   rates, true = [], optim.adam
   monkeypatch.setattr(optim, "adam", lambda lr, **how: rates.append((lr, how)) or true(lr, **how))
   config = config_of("paper")
-  job.prepare(config, on_paper=True)
+  vqgan.stages(config, on_paper("vqgan", "paper").infos[0])
   assert rates == [(4.5e-6 * 12, {"b1": 0.5, "b2": 0.9})] and config.batch_size == 12
   m = config.model
   assert (m.disc_start, m.d_alone, m.d_weight, m.beta) == (250_001, 0, 0.8, 0.25)
-  assert m.p_keep == 1.0
+  assert m.p_keep == 1.0 and m.schedule == "constant"
 
 
 # -------------------------------------------------------------------------------------- both losses
@@ -126,9 +110,8 @@ def late():
 
 def networks(config):
   m = config.model
-  how = {"width": m.width, "multipliers": m.multipliers, "num_blocks": m.num_blocks}
-  how |= {"attention": m.attention, "z_width": m.z_width, "groups": m.groups}
-  return nets.Encoder(m.code_dim, **how), nets.Decoder(**how), nets.Last(1)
+  sizes = nets.Sizes(m.width, m.multipliers, m.num_blocks, m.attention, m.z_width, m.groups)
+  return nets.Encoder(m.code_dim, sizes), nets.Decoder(sizes), nets.Last(1)
 
 
 def by_hand(state, x):
@@ -184,11 +167,11 @@ def test_gradients_are_those_of_the_two_losses():
 
 def test_a_discriminator_that_learns_alone_is_not_heard_yet():
   _, (state, _), batch = started()
-  step = compiled(0, "step", (("model.d_alone", 1),))
-  after, found = step(state.replace(step=jnp.int32(1)), batch, jax.random.key(2))
+  step = compiled(0, "step")
+  after, found = step(state, batch, jax.random.key(2))
   assert found["loss_d"] > 0 and found["loss_g"] == 0 == found["d_weight"]
   assert (after.params["d"]["last"]["kernel"] != state.params["d"]["last"]["kernel"]).any()
-  _, found = step(state.replace(step=jnp.int32(2)), batch, jax.random.key(2))
+  _, found = step(state.replace(step=jnp.int32(1)), batch, jax.random.key(2))
   assert abs(found["loss_g"]) > 1e-3 and found["d_weight"] > 0
 
 
@@ -224,7 +207,7 @@ def test_the_weight_makes_ds_voice_as_loud_as_it_should_be():
 
 def test_before_its_time_the_discriminator_stays_as_it_is_to_the_bit():
   made, (state, _), batch = started()
-  step = compiled(0, "step")
+  step, state = compiled(0, "step"), state.replace(step=jnp.int32(-1))
   first, found = step(state, batch, jax.random.key(2))
   jax.tree.map(np.testing.assert_array_equal, first.params["d"], state.params["d"])
   jax.tree.map(np.testing.assert_array_equal, first.opt["d"], state.opt["d"])
@@ -235,6 +218,16 @@ def test_before_its_time_the_discriminator_stays_as_it_is_to_the_bit():
   assert found["loss_d"] > 0 and found["gradnorm_d"] > 0
   moved = jax.tree.map(lambda a, b: (a != b).any(), second.params["d"], first.params["d"])
   assert any(jax.tree.leaves(moved))
+
+
+def test_the_rate_falls_to_nothing_in_the_last_step():
+  _, (state, _), batch = started()
+  step = compiled(0, "step")
+  for count, moves in ((0, True), (2, False)):
+    at = lambda x: jnp.full_like(x, count) if x.dtype == jnp.int32 else x
+    after, _ = step(state.replace(opt=jax.tree.map(at, state.opt)), batch, jax.random.key(2))
+    moved = jax.tree.map(lambda a, b: (a != b).any(), after.params["enc"], state.params["enc"])
+    assert any(jax.tree.leaves(moved)) == moves
 
 
 # ------------------------------------------------------------------------------------- second stage
@@ -251,12 +244,12 @@ def test_the_prior_leaves_the_tokenizer_as_it_is_to_the_bit():
   assert any(jax.tree.leaves(moved)) and "d" not in after.params
 
 
-@pytest.mark.parametrize("changes", [(), (("model.p_keep", 0.0),)])
+@pytest.mark.parametrize("changes", [{}, {"model.p_keep": 0.0}])
 def test_the_prior_tells_true_codes_from_those_that_it_is_given(changes):
   """Its loss is the rate where all are kept; where none are, only if it does not look at them."""
   _, (_, prior), batch = started()
   both = lambda s: (
-    compiled(1, "step", changes)(s, batch, jax.random.key(1))[1]["loss_prior"],
+    compiled(1, "step", **changes)(s, batch, jax.random.key(1))[1]["loss_prior"],
     compiled(1, "evaluate")(s, batch, jax.random.key(1))["nats_per_code"],
   )
   loss, nats = both(prior)
@@ -280,11 +273,12 @@ def test_a_sample_is_the_picture_of_codes_that_the_prior_draws():
 
 
 def test_conditions_are_tokens_that_are_never_drawn():
-  made, (_, prior), batch = started(**{"model.conditional": True})
+  how = {"model.conditional": True}
+  _, (_, prior), batch = started(**how)
   assert prior.params["prior"]["tokens"]["embedding"].shape == (8 + 10, 8)
   assert prior.params["prior"]["head"]["kernel"].shape == (8, 8)
   other = {**batch, "label": (batch["label"] + 1) % 10}
-  draw = lambda batch: jit(made.stages[1].sample)(prior, batch, jax.random.key(0))
+  draw = lambda batch: compiled(1, "sample", **how)(prior, batch, jax.random.key(0))
   assert np.abs(draw(batch)["image"] - draw(other)["image"]).max() > 1e-3
   np.testing.assert_array_equal(draw(other)["label"], other["label"])
 
@@ -292,17 +286,19 @@ def test_conditions_are_tokens_that_are_never_drawn():
 # -------------------------------------------------------------------------- runs and their pictures
 
 
+BEGUN = {"metrics": (), "model.tokenizer_steps": 0}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   """A run of both stages, and one whose second stage starts from the first one's first."""
-  from conftest import blindfold
-
   folder = tmp_path_factory.mktemp("runs")
   place = f"{folder}/first/checkpoints/00-tokenizer"
   with pytest.MonkeyPatch.context() as patched:
-    blindfold(patched)
-    loop.train(config_of("test", metrics=()), str(folder / "first"))
-    loop.train(config_of("test", metrics=(), init_from=place), str(folder / "second"))
+    conftest.blindfold(patched)
+    kept = conftest.Kept()
+    loop.train(config_of("test", **BEGUN), str(folder / "first"), kept)
+    loop.train(config_of("test", **BEGUN, init_from=place), str(folder / "second"), kept)
   return folder
 
 
@@ -317,7 +313,7 @@ def test_the_prior_starts_from_a_tokenizer_of_another_run(trained):
     jax.tree.map(np.testing.assert_array_equal, prior.params[n], tokenizer.params[n])
   place = f"{trained}/first/checkpoints/00-tokenizer"
   for change in ({"model.num_codes": 4}, {"model.width": 8}, {"model.d_widths": (4, 8)}):
-    config = config_of("test", metrics=(), init_from=place, **change)
+    config = config_of("test", **BEGUN, init_from=place, **change)
     with pytest.raises(errors.UserError, match=r"--config\.init_from=") as error:
       loop.train(config, str(trained / "third"))
     assert "\n" not in str(error.value) and not (trained / "third").exists()

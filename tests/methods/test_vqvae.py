@@ -1,10 +1,10 @@
 """VQ-VAE: the bound, who is moved by what, the frozen first stage, samples, and that it learns."""
 
 import functools
-import importlib
 import json
 import math
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,28 +15,16 @@ from gm import core, errors, evaluation, job, loop
 from gm.nets import transformer
 from gm.nn import quantize
 
-QUICK = {"xla_backend_optimization_level": 0}
-jit = functools.partial(jax.jit, compiler_options=QUICK)
-
-
-def config_of(variant, **changes):
-  config = importlib.import_module("configs.vqvae").get_config(variant)
-  config.update_from_flattened_dict({"num_devices": 1, **changes})
-  return config
-
-
+config_of = functools.partial(conftest.config_of, "vqvae")
+prepared = functools.partial(conftest.prepared, "vqvae")
+compiled = functools.partial(conftest.compiled, "vqvae")
 GREY = {"model.likelihood": "gaussian", "model.std": 0.5}
 GRADIENT = {"model.codebook": "gradient", "model.restart_every": 0}
 
 
-@functools.cache
-def prepared(changes=()):
-  return job.prepare(config_of("test", **dict(changes)))
-
-
 def started(**changes):
   """The stages, a state of random numbers for each, the second with the first's, and a batch."""
-  made, rng = prepared(tuple(changes.items())), np.random.default_rng(0)
+  made, rng = prepared(**changes), np.random.default_rng(0)
   number = lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32)
   image = jnp.tanh(3 * number(jnp.zeros((8, 28, 28, 1))))
   first, second = made.templates
@@ -77,14 +65,14 @@ def test_sizes(variant, w0, w1, block, dim):
 
 def test_the_bound_of_a_decoder_that_says_nothing():
   """784 log 2 and 49 log K, and with a prior that says nothing the same again; log p(k) else."""
-  made, (state, prior), batch = started()
+  _, (state, prior), batch = started()
   still = lambda s, *names: s.replace(
     params={n: jax.tree.map(jnp.zeros_like, p) if n in names else p for n, p in s.params.items()}
   )
-  found = jit(made.stages[0].evaluate)(still(state, "dec"), batch, jax.random.key(2))
+  found = compiled(0, "evaluate")(still(state, "dec"), batch, jax.random.key(2))
   np.testing.assert_allclose(found["distortion"], 784 * math.log(2), rtol=1e-5)
   np.testing.assert_allclose(-found["elbo"], 784 * math.log(2) + 49 * math.log(8), rtol=1e-5)
-  evaluate = jit(made.stages[1].evaluate)
+  evaluate = compiled(1, "evaluate")
   found = evaluate(still(prior, "dec", "prior"), batch, jax.random.key(2))
   np.testing.assert_allclose(found["rate"], 49 * math.log(8), rtol=1e-5)
   np.testing.assert_allclose(found["elbo"], found["elbo_uniform"], rtol=1e-5)
@@ -95,13 +83,13 @@ def test_the_bound_of_a_decoder_that_says_nothing():
 
 def test_the_rate_is_that_of_all_codes_in_their_order():
   """A prior whose head is fixed by hand knows what follows the start token, and nothing else."""
-  made, (_, prior), batch = started()
+  _, (_, prior), batch = started()
   params = jax.tree.map(jnp.zeros_like, prior.params["prior"])
   params["positions"] = params["positions"].at[0, 0].set(1.0)  # the first position differs
   params["norm"]["scale"] = jnp.ones(8)
   params["head"]["kernel"] = params["head"]["kernel"].at[0, 3].set(2.0)
   prior = prior.replace(params={**prior.params, "prior": params})
-  found = jit(made.stages[1].evaluate)(prior, batch, jax.random.key(2))
+  found = compiled(1, "evaluate")(prior, batch, jax.random.key(2))
   # normalised, (1, 0, ..., 0) is sqrt 7 in its first entry, but for eps
   logits = np.zeros(8)
   logits[3] = 2 * (7 / 8) / math.sqrt(7 / 64 + 1e-5)
@@ -112,24 +100,23 @@ def test_the_rate_is_that_of_all_codes_in_their_order():
 
 def test_gaussian_distortion_is_the_squared_error_of_grey_images():
   """A decoder that says 1/2 everywhere; with std^2 half the variance the loss is error/variance."""
-  made, (state, _), batch = started(**GREY)
+  _, (state, _), batch = started(**GREY)
   state = state.replace(
     params={**state.params, "dec": jax.tree.map(jnp.zeros_like, state.params["dec"])}
   )
   error = jnp.mean(batch["image"] ** 2) / 4
-  found = jit(made.stages[0].evaluate)(state, batch, jax.random.key(2))
+  found = compiled(0, "evaluate", **GREY)(state, batch, jax.random.key(2))
   np.testing.assert_allclose(found["mse"], error, rtol=1e-5)
   constant = 784 * 0.5 * math.log(2 * math.pi * 0.25)
   np.testing.assert_allclose(found["distortion"], 784 * error / 0.5 + constant, rtol=1e-5)
-  _, found = jit(made.stages[0].step)(state, batch, jax.random.key(2))
+  _, found = compiled(0, "step", **GREY)(state, batch, jax.random.key(2))
   want = found["distortion"] / 784 + 0.25 * found["commitment"]
   np.testing.assert_allclose(found["loss_enc+dec"], want, rtol=1e-5)
 
 
 def test_use_of_codes_is_counted_over_the_whole_split():
-  made, _, _ = started()
   code = jnp.concatenate([jnp.zeros((5, 49), jnp.int32), jnp.ones((5, 49), jnp.int32)])
-  found = jit(made.stages[0].conclude)({"code": code}, jax.random.key(0))
+  found = compiled(0, "conclude")({"code": code}, jax.random.key(0))
   np.testing.assert_allclose(found["perplexity"], 2.0, rtol=1e-5)
   np.testing.assert_allclose(found["usage"], 2 / 8)
 
@@ -138,8 +125,9 @@ def test_use_of_codes_is_counted_over_the_whole_split():
 
 
 def test_averages_move_codes_by_the_batch_that_was_seen():
-  made, (state, _), batch = started(**GREY, **{"model.restart_every": 0})
-  after, found = jit(made.stages[0].step)(state, batch, jax.random.key(2))
+  how = GREY | {"model.restart_every": 0}
+  made, (state, _), batch = started(**how)
+  after, found = compiled(0, "step", **how)(state, batch, jax.random.key(2))
   z = quantities(made, state, batch)
   counts, sums = quantize.totals(z, quantize.nearest(z, state.extra["book"].codes), 8)
   want = quantize.update(state.extra["book"], counts, sums, decay=0.99)
@@ -160,11 +148,9 @@ def quantities(made, state, batch):
 
 
 def test_a_batch_in_parts_moves_the_codes_as_a_whole_one():
-  after = [
-    jit(made.stages[0].step)(states[0], batch, jax.random.key(2))
-    for made, states, batch in (started(**GREY, accumulate=n) for n in (1, 4))
-  ]
-  (one, found), (four, in_parts) = after
+  _, (state, _), batch = started(**GREY)
+  step = lambda **how: compiled(0, "step", **GREY, **how)(state, batch, jax.random.key(2))
+  (one, found), (four, in_parts) = step(), step(accumulate=4)
   for a, b in zip(jax.tree.leaves(one.extra), jax.tree.leaves(four.extra), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   for name in ("perplexity", "usage", "distortion", "commitment"):
@@ -172,11 +158,12 @@ def test_a_batch_in_parts_moves_the_codes_as_a_whole_one():
 
 
 def test_dead_codes_begin_again_when_it_is_time():
-  made, (state, _), batch = started(**{"model.restart_every": 2, "model.restart_below": 1.0})
+  how = {"model.restart_every": 2, "model.restart_below": 1.0}
+  _, (state, _), batch = started(**how)
   book = state.extra["book"]
   far = book.replace(codes=book.codes.at[5:].set(1e3))
   state = state.replace(extra={"book": far})
-  step = jit(made.stages[0].step)
+  step = compiled(0, "step", **how)
   first, found = step(state, batch, jax.random.key(2))
   assert found["num_dead"] >= 3
   np.testing.assert_array_equal(first.extra["book"].codes[5:], far.codes[5:])
@@ -204,10 +191,10 @@ def test_commitment_moves_the_encoder_and_the_other_term_the_codes(beta, what, m
 
 def test_the_prior_leaves_the_tokenizer_as_it_is_to_the_bit():
   for changes in ({}, GRADIENT):
-    made, (state, prior), batch = started(**changes)
+    _, (state, prior), batch = started(**changes)
     after = prior
     for i in range(2):
-      after, _ = jit(made.stages[1].step)(after, batch, jax.random.key(i))
+      after, _ = compiled(1, "step", **changes)(after, batch, jax.random.key(i))
     for n in state.params:
       jax.tree.map(np.testing.assert_array_equal, after.params[n], state.params[n])
     jax.tree.map(np.testing.assert_array_equal, after.extra, state.extra)
@@ -220,14 +207,14 @@ def test_the_prior_leaves_the_tokenizer_as_it_is_to_the_bit():
 
 def test_a_sample_is_the_picture_of_the_codes_that_its_numbers_choose():
   """A prior without an opinion cuts [0, 1) into equal parts, as the first stage's samples are."""
-  made, (state, prior), batch = started()
+  _, (state, prior), batch = started()
   even = jax.tree.map(jnp.zeros_like, prior.params["prior"])
   prior = prior.replace(params={**prior.params, "prior": even})
-  draw = lambda i, s: jit(made.stages[i].sample)(s, batch, jax.random.key(3))["image"]
+  draw = lambda i, s: compiled(i, "sample")(s, batch, jax.random.key(3))["image"]
   np.testing.assert_allclose(draw(1, prior), draw(0, state), atol=1e-5)
-  x = jit(made.stages[0].evaluate)(state, batch, jax.random.key(2))["code"]
+  x = compiled(0, "evaluate")(state, batch, jax.random.key(2))["code"]
   assert x.shape == (8, 49) and x.dtype == jnp.int32 and x.min() >= 0 and x.max() < 8
-  shown = jit(made.stages[1].show)(
+  shown = compiled(1, "show")(
     prior, jax.tree.map(lambda x: jnp.resize(x, (64, *x.shape[1:])), batch), jax.random.key(4)
   )["completion"]
   before, after = shown[0::2], shown[1::2]
@@ -237,10 +224,11 @@ def test_a_sample_is_the_picture_of_the_codes_that_its_numbers_choose():
 
 
 def test_conditions_are_tokens_that_are_never_drawn():
-  made, (_, prior), batch = started(**{"model.conditional": True})
+  how = {"model.conditional": True}
+  _, (_, prior), batch = started(**how)
   assert prior.params["prior"]["tokens"]["embedding"].shape == (8 + 10, 8)
   assert prior.params["prior"]["head"]["kernel"].shape == (8, 8)
-  draw = jit(made.stages[1].sample)
+  draw = compiled(1, "sample", **how)
   loud = jax.tree.map(lambda p: 20 * p, prior.params["prior"])
   prior = prior.replace(params={**prior.params, "prior": loud})
   found = draw(prior, batch, jax.random.key(0))

@@ -83,14 +83,14 @@ def nets_of(args):
   """Our networks for the arguments of theirs."""
   d = args["ddconfig"]
   sides = [d["resolution"] >> i for i in range(len(d["ch_mult"]))]
-  how = {
-    "width": d["ch"],
-    "multipliers": tuple(d["ch_mult"]),
-    "num_blocks": d["num_res_blocks"],
-    "attention": tuple(i for i, side in enumerate(sides) if side in d["attn_resolutions"]),
-    "z_width": d["z_channels"],
-  }
-  return vqgan.Encoder(args["embed_dim"], **how), vqgan.Decoder(**how), vqgan.Last(3)
+  sizes = vqgan.Sizes(
+    d["ch"],
+    tuple(d["ch_mult"]),
+    d["num_res_blocks"],
+    tuple(i for i, side in enumerate(sides) if side in d["attn_resolutions"]),
+    d["z_channels"],
+  )
+  return vqgan.Encoder(args["embed_dim"], sizes), vqgan.Decoder(sizes), vqgan.Last(3)
 
 
 def shapes_of(nets, x):
