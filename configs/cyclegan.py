@@ -27,27 +27,29 @@ def get_config(variant="small"):
   if variant not in VARIANTS:
     raise common.unknown(variant, VARIANTS)
   c = common.base("cyclegan")
-  c.lr = 1e-3
-  c.num_steps, c.batch_size = 1_600, 4
+  c.lr = 5e-4
+  c.num_steps, c.batch_size = 1_500, 4
   c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 1_000
   c.metrics, c.reference_split = ("translation.counterparts",), "test"
   c.num_eval_samples = 256  # there are no more pairs
   c.data.source, c.data.name, c.data.image_size = "domains", "maps", 32
   m = c.model
-  m.g_base, m.num_blocks, m.num_halvings, m.pad = 16, 3, 1, "reflect"  # or zero
+  m.g_base, m.num_blocks, m.num_halvings, m.pad = 16, 2, 0, "reflect"  # or zero
   m.d_widths, m.d_padding = (32, 64), 1
   m.norm = "layer"  # or instance, the paper's
   m.affine = False  # scale and shift of instance norms
-  m.loss, m.cycle, m.same = "least_squares", 10.0, 0.5  # or logistic
+  m.skip = True  # a translator adds the image to its result
+  m.loss, m.cycle, m.same = "least_squares", 1.5, 0.0  # or logistic
   m.pool_size = 50
   m.constant, m.b1 = 0.5, 0.5  # the part of the steps before the rate falls
   m.jitter, m.flip = 0, 0.5  # pixels that images are enlarged by; chance
   if variant == "digits":
     c.data.name, c.data.image_size = "digits", 16
-    c.num_steps, c.batch_size = 1_500, 16
+    c.lr, c.num_steps, c.batch_size = 1e-3, 1_500, 16
     m.g_base, m.num_blocks, m.d_widths, m.flip = 16, 2, (16, 32), 0.0
   if variant != "small":
-    m.norm = "instance"
+    m.num_halvings = 1
+    m.norm, m.skip, m.cycle, m.same = "instance", False, 10.0, 0.5
   if variant in ("paper", "lua"):
     c.data.name, c.data.image_size, c.data.channels = "folder", 256, 3
     c.metrics, c.reference_split, c.batch_size, c.num_devices = (), "train", 1, 1

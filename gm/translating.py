@@ -87,7 +87,10 @@ class Translation:
       with user_input():
         x = images.read_whole(file, channels, most=MOST_PIXELS)
     except UserError as error:
-      raise UserError(f"--input: {error}") from error
+      whole = " at once, not in tiles, since norms are over the whole image: make it smaller"
+      raise UserError(
+        f"--input: {error}{whole if isinstance(error.__cause__, images.TooLarge) else ''}"
+      ) from error
     return x.astype(np.float32) / 127.5 - 1
 
 

@@ -3,7 +3,7 @@
 config.data: source="domains", paired, image_size, channels, num_train (of each domain), and name:
 
   digits  scikit-learn's digits and, as b, the same inverted; image_size 0 = 8, larger is padded
-  maps    satellite pictures and shaded relief of the same land (maps.py); image_size 0 = 64, less
+  maps    satellite pictures and shaded relief of the same coasts (maps.py); image_size 0 = 64, less
           is resized by area; dir as of `prepared`
   folder  images of your own, of any sizes, cropped and resized as those of `folder`; channels and
           image_size (int or (height, width)) must be given; memory_mb as there. Below dir lie
@@ -14,7 +14,8 @@ config.data: source="domains", paired, image_size, channels, num_train (of each 
 
 With paired=True a batch has the same scenes in both, in folders the files of equal names, whatever
 their endings. Else both are drawn independently, an epoch is one of the larger domain, and of the
-built-in sets a has every second scene and b the others, so that there is no pair to learn from.
+built-in sets a has every second scene and b the others, so that there is no pair to learn from;
+neighbouring maps overlap, so a place may be in both, a window never.
 Test splits of the built-in sets are pairs always.
 """
 

@@ -20,6 +20,10 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MAX_PIXELS = 1 << 27  # 134 megapixels; a larger image is taken for a decompression bomb
 
 
+class TooLarge(ValueError):
+  """An image of more pixels than its use permits."""
+
+
 def size(image_size: Any, native: tuple[int, int] | None = None) -> tuple[int, int]:
   """Returns (height, width) from `config.data.image_size`.
 
@@ -270,7 +274,7 @@ def _opened(file: str | os.PathLike | bytes, name: str, use: Callable) -> Any:
       if w * h > MAX_PIXELS:
         raise ValueError(f"{w} x {h} pixels, at most {MAX_PIXELS} are read")
       return use(_upright_8_bit(image))
-  except FileNotFoundError:
+  except (FileNotFoundError, TooLarge):
     raise
   except (
     Exception
@@ -312,12 +316,16 @@ def read_whole(
 
   Returns:
     uint8 [H, W, channels].
+
+  Raises:
+    TooLarge: if it has more.
+    FileNotFoundError, ValueError: as `read` does.
   """
 
   def whole(image: Any) -> np.ndarray:
     w, h = image.size
     if w * h > most:
-      raise ValueError(f"{w} x {h} pixels, at most {most:,} are taken: make it smaller")
+      raise TooLarge(f"{name or file}: {w} x {h} pixels, at most {most:,} are taken")
     return np.asarray(flat(image, channels)).reshape(h, w, channels)
 
   return _opened(file, name, whole)

@@ -46,8 +46,8 @@ def _check(m, info: core.Info) -> tuple[int, int, int]:
       f"cyclegan is for images of two domains a and b, these have {', '.join(info.shape)}: set"
       " --config.data.source=domains"
     )
-  flags.within(m, "g_base", "num_halvings", "d_widths", least=1)
-  flags.within(m, "num_blocks", "pool_size", least=0)
+  flags.within(m, "g_base", "d_widths", least=1)
+  flags.within(m, "num_blocks", "num_halvings", "pool_size", least=0)
   flags.within(m, "jitter", least=0, most=max(info.shape["a"][:2]))
   flags.within(m, "cycle", "same", least=0.0)
   flags.within(m, "flip", "b1", least=0.0, below=1.0)
@@ -71,7 +71,8 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   m, dtype = config.model, config.compute_dtype
   shape = _check(m, info)
   g = translator.Translator(
-    *(shape[2], m.g_base, m.num_blocks, m.num_halvings, m.pad, m.norm, m.affine), dtype=dtype
+    *(shape[2], m.g_base, m.num_blocks, m.num_halvings, m.pad, m.norm, m.affine, m.skip),
+    dtype=dtype,
   )
   d = patch.PatchDiscriminator(m.d_widths, m.norm, m.affine, m.d_padding, dtype=dtype)
   rate = optim.linear(config.lr, config.num_steps, start=int(m.constant * config.num_steps))

@@ -7,6 +7,10 @@ channels; the one for 128 pixels num_blocks=6, 7,837,699. Sides are multiples of
 Instance normalisation takes the mean of every map away, and with it how bright and of which colour
 an image is as a whole; where that matters, as in small patches, layer normalisation keeps it.
 
+With skip the image itself is added before the tanh, its colours mixed by a matrix that begins as
+the identity. So a translator begins near the image and first learns what all colours have in
+common; from a grey image, as else, it may take any colour for any other.
+
 Reflected borders (CycleGAN) show no edge of zeros. With zeros (StarGAN) a constant input channel is
 not constant any more near the borders; everywhere else instance normalisation takes it away.
 """
@@ -24,6 +28,7 @@ from gm.nn import conv, init
 from gm.nn import norm as norms
 
 PADS = ("reflect", "zero")
+WHITE = 0.98  # the largest value of an image that is added; tanh has no inverse at 1
 NORMS = ("instance", "layer")
 
 
@@ -41,6 +46,10 @@ def check(image: Sequence[int], num_halvings: int) -> None:
     )
 
 
+def _identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+  return jnp.eye(*shape, dtype=dtype)
+
+
 class Translator(nn.Module):
   """Images [N, H, W, I] -> images [N, H, W, channels] in (-1, 1), float32.
 
@@ -54,6 +63,7 @@ class Translator(nn.Module):
     norm: "instance" or "layer".
     affine: instance norms have a scale, N(1, 0.02^2) at first, and a shift (the authors' Lua code),
       or not (their PyTorch code); layer norms have.
+    skip: whether the image is added.
   """
 
   channels: int
@@ -63,11 +73,13 @@ class Translator(nn.Module):
   pad: str = "reflect"
   norm: str = "instance"
   affine: bool = False
+  skip: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Translates."""
+    image = x
     x = nn.relu(self._norm(self._conv(x, self.base, 7, "first"), "first_norm"))
     how = {"kernel_init": init.normal(0.02), "dtype": self.dtype}
     width = self.base
@@ -83,7 +95,12 @@ class Translator(nn.Module):
       # torch's transposed convolution of kernel 3, stride 2, padding 1, output padding 1
       x = conv.ConvTranspose(width, 3, 2, padding=((1, 2), (1, 2)), name=f"up{i}", **how)(x)
       x = nn.relu(self._norm(x, f"up{i}_norm"))
-    return jnp.tanh(self._conv(x, self.channels, 7, "last").astype(jnp.float32))
+    x = self._conv(x, self.channels, 7, "last").astype(jnp.float32)
+    if self.skip:
+      image = jnp.arctanh(jnp.clip(image.astype(jnp.float32), -WHITE, WHITE))
+      mixed = nn.Dense(self.channels, use_bias=False, kernel_init=_identity, name="colours")
+      x = x + mixed(image)
+    return jnp.tanh(x)
 
   def _conv(self, x: jax.Array, features: int, size: int, name: str) -> jax.Array:
     if self.pad not in PADS:

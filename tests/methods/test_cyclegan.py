@@ -10,8 +10,9 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from conftest import blindfold, train
+from conftest import blindfold, described, train
 from flax import linen as nn
 from PIL import Image
 
@@ -70,9 +71,8 @@ def near(a, b, rtol):
   "variant, g, d", [("paper", 11_378_179, 2_764_737), ("lua", 7_845_123, 2_766_529)]
 )
 def test_sizes(variant, g, d):
-  (state,) = job.prepare(config_of(variant), on_paper=True).templates
-  sizes = {n: core.count(p) for n, p in state.params.items()}
-  assert sizes == {"g_ab": g, "g_ba": g, "d_a": d, "d_b": d}
+  (stage,) = described("cyclegan", variant)
+  assert stage["params"] == {"g_ab": g, "g_ba": g, "d_a": d, "d_b": d}
 
 
 # ------------------------------------------------------------------------------------------ losses
@@ -127,7 +127,7 @@ def explicit(made, state, batch, key):
   """The losses of G and D as the paper has them, written out, with what comes out of the pools."""
   m, shape = made.config.model, made.infos[0].shape["a"]
   g = translator.Translator(
-    shape[2], m.g_base, m.num_blocks, m.num_halvings, m.pad, m.norm, m.affine
+    shape[2], m.g_base, m.num_blocks, m.num_halvings, m.pad, m.norm, m.affine, m.skip
   )
   d = patch.PatchDiscriminator(m.d_widths, m.norm, m.affine, m.d_padding)
   a, b, p = batch["a"], batch["b"], state.params
@@ -200,9 +200,37 @@ def test_images_are_moved_and_mirrored_each_for_itself(monkeypatch):
 def test_the_rate_is_constant_and_then_falls_to_nothing(monkeypatch):
   seen, true = [], optim.linear
   monkeypatch.setattr(optim, "linear", lambda *a, **k: seen.append(true(*a, **k)) or seen[-1])
-  job.prepare(config_of("test", num_steps=200, **{"model.constant": 0.25}))
+  job.prepare(config_of("test", num_steps=200, lr=1e-3, **{"model.constant": 0.25}))
   rates = [float(seen[-1](t)) / 1e-3 for t in (0, 50, 125, 200)]
   np.testing.assert_allclose(rates, [1, 1, 0.5, 0], atol=1e-6)
+
+
+class Scale(nn.Module):
+  """A translator that multiplies by its parameter, 0.5 at first."""
+
+  @nn.compact
+  def __call__(self, x):
+    return x * self.param("w", nn.initializers.constant(0.5), ())
+
+
+def test_both_ways_back_move_each_translator(monkeypatch):
+  """Of the cycles alone: D has no gradient, same=0. |a/4 - a| falls by |a|/2 with w, |b/4 - b| too.
+
+  A step of plain descent by 1 shows the gradient.
+  """
+  monkeypatch.setattr(translator, "Translator", lambda *_, **__: Scale())
+  monkeypatch.setattr(patch, "PatchDiscriminator", lambda *_, **__: Bright())
+  monkeypatch.setattr(optim, "adam", lambda *_, **__: optax.sgd(1.0))
+  made = job.prepare(config_of("test", **STILL, **{"model.same": 0.0, "model.cycle": 2.0}))
+  a, b = 0.25, -0.75
+  batch = {n: jnp.full((8, 8, 8, 1), x) for n, x in (("a", a), ("b", b))}
+  before = jit(made.stages[0].init)(jax.random.key(0), batch, None)
+  after, found = jit(made.stages[0].step)(before, batch, jax.random.key(1))
+  for n in ("g_ab", "g_ba"):
+    np.testing.assert_allclose(after.params[n]["w"] - 0.5, 2 * (abs(a) + abs(b)) / 2, rtol=1e-5)
+    assert found[f"cycle_{n[2]}"] == 0.75 * abs({"a": a, "b": b}[n[2]])
+  for n in ("d_a", "d_b"):
+    assert after.params[n] == before.params[n]
 
 
 # ----------------------------------------------------------------------------------------- samples
@@ -214,7 +242,9 @@ def trained(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patched:
     blindfold(patched)
     loop.train(config_of("test", metrics=(), num_steps=0), str(work))
-  return work
+    opened = job.newest(str(work))
+    patched.setattr(sampling, "newest", lambda *_: opened)  # once for all
+    yield work
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +252,7 @@ def pictures(tmp_path_factory):
   """A folder of pictures of several sizes and kinds, and what they show: grey, upright."""
   top, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
   grey = lambda *size: rng.integers(0, 256, size, np.uint8)
-  shown = {"deep": grey(13, 10), "turned": grey(10, 13), "clear": grey(8, 8), "colours": grey(8, 8)}
+  shown = {"deep": grey(10, 13), "turned": grey(10, 13), "clear": grey(8, 8), "colours": grey(8, 8)}
   Image.fromarray(shown["deep"].astype(np.uint16) * 257).save(top / "deep.png")
   exif = Image.Exif()
   exif[0x0112] = 6  # to be turned by 90 degrees
@@ -240,7 +270,8 @@ def test_pictures_of_ones_own_keep_their_size_and_their_name(trained, pictures, 
   request = sampling.Request(range(1), inputs=[str(top)], out=str(tmp_path), target="b")
   sampling.run(str(trained), None, request)
   assert sorted(p.name for p in tmp_path.iterdir()) == [f"{n}_b.png" for n in sorted(shown)]
-  made, _, state = job.newest(str(trained))
+  made, _, state = sampling.newest(str(trained))
+  to_b = jit(lambda *args: made.stages[0].sample(*args, None)["b"])
   for name, x in shown.items():
     with Image.open(tmp_path / f"{name}_b.png") as image:
       found = np.asarray(image)
@@ -248,7 +279,7 @@ def test_pictures_of_ones_own_keep_their_size_and_their_name(trained, pictures, 
     filled = np.pad(x, [(0, -n % 2) for n in x.shape], mode="symmetric") / 127.5 - 1
     filled = jnp.asarray(filled, jnp.float32)[None, :, :, None]
     batch = {"a": filled, "b": jnp.zeros((1, 8, 8, 1))}
-    want = jit(made.stages[0].sample)(state, batch, None)["b"][0, : x.shape[0], : x.shape[1], 0]
+    want = to_b(state, batch)[0, : x.shape[0], : x.shape[1], 0]
     np.testing.assert_allclose(found, np.asarray((want + 1) * 127.5), atol=1)
 
 
@@ -258,7 +289,7 @@ def test_both_ways_side_by_side_and_in_python(trained, pictures):
   )
   assert sorted(p.name for p in files[0].iterdir()) == ["deep_a.png", "deep_b.png"]
   found = sampling.draw(str(trained), [0], inputs=str(pictures[0] / "deep.png"), target="a")
-  assert found["a"].shape == (1, 13, 10, 1) and "b" not in found
+  assert found["a"].shape == (1, 10, 13, 1) and "b" not in found
   found = sampling.draw(str(trained), range(3))  # of the test split
   assert found["a"].shape == found["b"].shape == (3, 8, 8, 1)
 
@@ -266,10 +297,15 @@ def test_both_ways_side_by_side_and_in_python(trained, pictures):
 def test_what_cannot_be_asked_for_is_said_in_a_line(trained, pictures, tmp_path):
   own = [str(pictures[0])]
   (tmp_path / "empty").mkdir()
+  Image.new("1", (2_049, 2_048)).save(tmp_path / "large.png")
   for changes, said in (
     ({"target": "c"}, "--target=c: there is no such domain: a or b"),
     ({"inputs": [str(tmp_path / "empty")]}, "--input: the folder .*empty has no images"),
     ({"inputs": [str(pictures[0] / "notes.txt")]}, r"--input: .*notes\.txt: not readable"),
+    (
+      {"inputs": [str(tmp_path / "large.png")]},
+      r"--input: .*large\.png: 2049 x 2048 pixels, at most 4,194,304 .*not in tiles.*smaller",
+    ),
     ({"seeds": range(3)}, "--seeds: of an image one translation is made"),
     ({"form": "npz"}, "--format=npz: images that keep their own size become a file each"),
     ({"labels": ["3"]}, "--labels: images that are translated have none"),

@@ -10,6 +10,7 @@ import pytest
 from gm import augment, core
 from gm.metrics import translation
 from gm.nets import patch, translator
+from gm.nn import conv
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -18,7 +19,8 @@ def shapes(net, *size):
   """Number of parameters, and the shape of the output for an image."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   x = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-  out, variables = jax.eval_shape(net.init_with_output, key, x)
+  with conv.form("plain"):  # traced sooner
+    out, variables = jax.eval_shape(net.init_with_output, key, x)
   return core.count(variables["params"]), out.shape[1:]
 
 
@@ -61,6 +63,29 @@ def test_borders(pad):
   seen = first(jnp.ones((1, 8, 12, 1)))["intermediates"]["first"]["__call__"][0]
   spread = np.ptp(np.asarray(seen), axis=(1, 2)).max()
   assert (spread < 1e-6) == (pad == "reflect")
+
+
+def test_with_skip_the_image_is_added_before_the_tanh():
+  """Through a matrix of colours: the identity at first, and then the image itself comes back."""
+  net, plain = (translator.Translator(1, 4, 1, 1, norm="layer", skip=s) for s in (True, False))
+  x = jnp.linspace(-1, 1, 96).reshape(1, 8, 12, 1)
+  start = jit(net.init)(jax.random.key(0), x)["params"]
+
+  @jit
+  def both(params):
+    others = {n: p for n, p in params.items() if n != "colours"}
+    return net.apply({"params": params}, x), plain.apply({"params": others}, x)
+
+  image = np.clip(x, -0.98, 0.98)
+  with_image, without = both(start)
+  np.testing.assert_allclose(
+    with_image, np.tanh(np.arctanh(without) + np.arctanh(image)), atol=1e-4
+  )
+  assert np.abs(without).max() > 0.1
+  nothing = {**jax.tree.map(jnp.zeros_like, start), "colours": start["colours"]}
+  np.testing.assert_allclose(both(nothing)[0], image, atol=1e-6)
+  nothing["colours"] = {"kernel": jnp.full((1, 1), -0.5)}
+  np.testing.assert_allclose(both(nothing)[0], np.tanh(-0.5 * np.arctanh(image)), atol=1e-6)
 
 
 def test_what_does_not_fit_is_said():
