@@ -12,7 +12,7 @@ def get_config(variant="small"):
   if variant not in VARIANTS:
     raise common.unknown(variant, VARIANTS)
   c = common.base("attgan")
-  c.lr = 5e-4
+  c.lr = 1e-3
   c.num_steps, c.batch_size = 1_000, 32  # moves of encoder and decoder; images of each move
   c.log_every, c.sample_every, c.checkpoint_every = 100, 500, 1_000
   c.metrics, c.num_eval_samples = ("edits.changed",), 6_000

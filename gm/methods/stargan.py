@@ -5,7 +5,7 @@ that the result shall have. D tells real patches from made ones, and reads the l
 must read as it was asked for, and given the true labels again become the image that it was.
 Objective, with a the labels of x, c those of another image of the batch, x' = G(x, c):
   D: mean D(x') - mean D(x) + cls CLS(D(x), a) + gp mean (|grad sum D(x^)|_2 - 1)^2
-  G: -mean D(x') + cls CLS(D(x'), c) + rec mean |x - G(x', a)|
+  G: -mean D(x') + cls CLS(D(x'), c) + rec mean |x - G(x', a)| [+ same mean |x - G(x, a)|]
 x^ = t x + (1 - t) x', t ~ U(0, 1) for each image; D's scores are means over patches but for the
 penalty, where they are summed. CLS: the cross-entropies of all labels, summed (labels=binary), or
 the one of a choice (one_hot); means over the batch. D reads labels of real images alone. G moves
@@ -15,7 +15,8 @@ by what lies beyond the borders: zeros. Borders that are reflected would hide th
 Departures: num_steps counts the moves of G, the paper's iterations are num_critic times as many;
 the rate falls in every iteration, to 0 at the end; the authors' code, which means that too, lowers
 it in each thousandth one alone, so that it nearly stays (decay=literal). One data set, so no mask
-vector. Labels of an image of one's own are those that D reads in it.
+vector. `small` asks too that an image stays that is given its own labels (same), as CycleGAN does:
+the way back alone brings that about late. Labels of an image of one's own are those that D reads.
 Run: python main.py --config=configs/stargan.py --workdir=/tmp/stargan
 Then: python main.py --workdir=/tmp/stargan --mode=sample --input=FILE_OR_FOLDER
 """
@@ -57,7 +58,7 @@ def _check(m, info: core.Info) -> tuple[int, int, int]:
   columns.require(info.columns, "stargan")
   flags.within(m, "g_base", "num_halvings", "d_widths", "num_critic", least=1)
   flags.within(m, "num_blocks", least=0)
-  flags.within(m, "cls", "rec", "gp", least=0.0)
+  flags.within(m, "cls", "rec", "same", "gp", least=0.0)
   flags.within(m, "b1", "b2", least=0.0, below=1.0)
   flags.within(m, "flip", "constant", least=0.0, most=1.0)
   flags.choice(m, "norm", translator.NORMS)
@@ -147,6 +148,9 @@ def stages(config, info: core.Info) -> list[core.Stage]:
       "rec": distance(b["image"], G(p["g"], fake, b["labels"])),
     }
     loss = found["adversarial"] + m.cls * found["cls_fake"] + m.rec * found["rec"]
+    if m.same:
+      found["same"] = distance(b["image"], G(p["g"], b["image"], b["labels"]))
+      loss += m.same * found["same"]
     return loss, ({}, found)
 
   def step(state, batch, key):

@@ -66,7 +66,7 @@ def changed(fake: Mapping, real: Mapping, info: Info) -> dict[str, float]:
   others = ~(columns.rivals(names)[column] | np.eye(len(names), dtype=bool)[column])
   found = {
     "changed": right.mean(),
-    **{f"changed_{n}": right[column == i].mean() for i, n in enumerate(names)},
+    **{f"changed_{names[i]}": right[column == i].mean() for i in np.unique(column)},
     "before": (read(before)[rows, column] == asked[rows, column]).mean(),
     "kept": (seen == a)[others].mean() if others.any() else 1.0,
     "real": (read(x[:num]) == y[:num]).mean(),

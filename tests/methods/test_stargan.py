@@ -157,7 +157,7 @@ def test_losses_where_they_are_known(labels, scale, monkeypatch):
   penalty = (6 * scale * np.sqrt(8 * 8 * 3) - 1) ** 2
   np.testing.assert_allclose(found["penalty"], penalty, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(found["cls_real"], entropy, rtol=1e-5)
-  np.testing.assert_allclose(found["rec"], 0.0, atol=1e-6)
+  np.testing.assert_allclose([found["rec"], found["same"]], 0.0, atol=1e-6)
   np.testing.assert_allclose(found["w_estimate"], 0.0, atol=1e-6)  # of one and the same image
   np.testing.assert_allclose(found["loss_d"], 2 * entropy + 10 * penalty, rtol=1e-4)
   np.testing.assert_allclose(found["loss_g"], found["adversarial"] + 2 * entropy, rtol=1e-4)
@@ -190,8 +190,9 @@ def explicit(made, params, b, *, stopped=False, weights=None):
     fake = G(p, x, c)
     back = G(p, jax.lax.stop_gradient(fake) if stopped else fake, a)
     judged, logits = D(p, fake)
-    rec = jnp.mean(jnp.abs(x - back))
-    return -m.get("adversarial", 1.0) * judged.mean() + m["cls"] * bce(logits, c) + m["rec"] * rec
+    rec, same = (jnp.mean(jnp.abs(x - y)) for y in (back, G(p, x, a)))
+    asked = m["cls"] * bce(logits, c) + m["rec"] * rec + m["same"] * same
+    return asked - m.get("adversarial", 1.0) * judged.mean()
 
   return loss_d, loss_g
 
@@ -240,13 +241,13 @@ def test_every_part_has_targets_of_its_own_images(monkeypatch):
 
 def test_the_way_back_reaches_both_makings(monkeypatch):
   """With rec alone G's gradient is not that of the second making, and not zero."""
-  changes = {"model.cls": 0.0, "model.flip": 0.0, "model.num_critic": 1}
+  changes = {"model.cls": 0.0, "model.same": 0.0, "model.flip": 0.0, "model.num_critic": 1}
   made, state, batch = started(**changes)
   state = state.replace(
     params={**state.params, "d": jax.tree.map(jnp.zeros_like, state.params["d"])}
   )
   seen, _ = moves(made, state, batch, monkeypatch)
-  only = {"cls": 0.0, "gp": 0.0, "rec": made.config.model.rec, "adversarial": 0.0}
+  only = {"cls": 0.0, "gp": 0.0, "same": 0.0, "rec": made.config.model.rec, "adversarial": 0.0}
   b = seen[-1][0]
   both, second = (
     jit(jax.grad(explicit(made, state.params, b, stopped=stopped, weights=only)[1]))(
