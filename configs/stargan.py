@@ -33,7 +33,8 @@ def get_config(variant="small"):
     c.lr, c.num_steps, c.metrics = 1e-4, 40_000, ()
     c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 2_000
     c.data.attributes = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")
-    m.g_base, m.num_blocks, m.d_widths = 64, 6, (64, 128, 256, 512, 1_024, 2_048)
+    m.g_base, m.num_blocks, m.num_halvings = 64, 6, 2
+    m.d_widths = (64, 128, 256, 512, 1_024, 2_048)
     m.num_critic, m.flip, m.same = 5, 0.5, 0.0
   if variant == "test":
     c.data.name, c.data.image_size = "avatars_200", 8
