@@ -59,7 +59,10 @@ _COMPLETE = flags.DEFINE_list(
   "complete", None, "With --mode=sample: files of images whose lower half is made anew, each."
 )
 _TARGET = flags.DEFINE_string(
-  "target", None, "With --mode=sample: the class, or the domain, that samples shall become."
+  "target", None, "With --mode=sample: the class, domain or attributes that samples shall have."
+)
+_STRENGTH = flags.DEFINE_list(
+  "strength", None, "With --input: how far attributes are changed; several make a grid."
 )
 _PROMPT = flags.DEFINE_multi_string(
   "prompt", None, "With --mode=sample: a text that samples are made for; may be given again."
@@ -95,6 +98,7 @@ OF_MODE = {  # the flags that one mode alone understands
     "input",
     "complete",
     "target",
+    "strength",
     "prompt",
     "prompts",
     "truncation",
@@ -221,6 +225,7 @@ def request(sampling: ModuleType) -> NamedTuple:
     _TARGET.value,
     _COMPLETE.value,
     _PROMPT.value if _PROMPTS.value is None else asked.read_prompts(_PROMPTS.value),
+    _STRENGTH.value,
   )
 
 

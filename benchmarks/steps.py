@@ -68,6 +68,15 @@ _CYCLEGAN = {  # the paper's at 128 pixels, on digits that are padded to them
   "model.num_blocks": 6,
   "model.jitter": 15,
 }
+_STARGAN = {  # the paper's at 64 pixels, so one layer of D less, half as wide; both players count
+  "data.name": "avatars_200",
+  "data.image_size": 64,
+  "model.g_base": 32,
+  "model.num_blocks": 6,
+  "model.d_widths": (32, 64, 128, 256, 512),
+  "model.num_critic": 1,
+  "batch_size": 8,
+}
 _LAZY = {"model.path_weight": "model.path_every", "model.r1_gamma": "model.r1_every"}
 WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players count
   "vae": Workload("vae:small", "models_torch:VAE", {"batch_size": 128, **_VAE}),
@@ -95,6 +104,7 @@ WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players
     "vqgan:small", "models_torch_vqgan:VQGAN", {"batch_size": 32, "model.disc_start": 0}
   ),
   "cyclegan": Workload("cyclegan:paper", "models_torch_cyclegan:CycleGAN", _CYCLEGAN),
+  "stargan": Workload("stargan:small", "models_torch_stargan:StarGAN", _STARGAN),
 }
 FORMS = ("eager", "tuned", "compiled")  # of PyTorch, as in models_torch.py
 

@@ -45,7 +45,7 @@ def base(method: str) -> ConfigDict:
         "test_split": "test",
         "memory_mb": 256,  # of folder and tfds: larger sets are streamed
         "scale": 1.0,  # of points: their coordinates are multiplied by it
-        "attributes": (),  # of avatars: columns of 0 and 1, see gm/data/attributes.py
+        "attributes": (),  # of avatars: columns of 0 and 1, see gm/data/attributes.py; tfds: names
         "paired": False,  # of domains: a batch has the same scenes in both
       },
       "model": {},

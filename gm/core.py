@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-# leaves [B, ...]; image, and a and b of two domains, f32 in [-1, 1]; label, tokens and said i32,
-# the rest f32; `sample` may be given a target, i32, beside those of the data: the class to become
+# leaves [B, ...]; image, and a and b of two domains, f32 in [-1, 1]; label, tokens, said and drawn
+# i32, the rest f32; `sample` may be given a target, i32, beside those of the data: the class to
+# become, or the attribute to change
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]  # f32 scalars
 
@@ -105,13 +106,17 @@ class Stage(NamedTuple):
   # where above 0, `sample` takes images of any size with sides that are multiples of this, gives
   # images of that size and draws nothing
   multiple: int = 0
+  # (state, images, wanted [B, A]) -> images: attributes of Info.columns changed, where `wanted` is
+  # no NaN, to 1, which is there, or -1, which is not, or between and beyond
+  edit: Callable | None = None
+  strengths: tuple = ()  # of `wanted`, from left to right in a picture; () if there is on or off
 
 
 def batch_shapes(
   info: Info, batch_size: int, sharding: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of a batch, so that a model can be built where its data are not."""
-  integer = {"label", "tokens", "said"}
+  integer = {"label", "tokens", "said", "drawn"}
   return {
     name: jax.ShapeDtypeStruct(
       (batch_size, *shape), jnp.int32 if name in integer else jnp.float32, sharding=sharding

@@ -1,9 +1,9 @@
 """Draws samples of a state by seed: each a function of the seed, the label and what is given.
 
 What is given beside a label is an example: of the data's test split, or images or texts (prompts)
-of the user's own; and a target, the class that a sample shall become, as `target` of the batch that
-`sample` reads. Images of the user's own can also be finished, by `complete` of a stage in place of
-`sample`.
+of the user's own; and a target, the class that a sample shall become or the attribute that changes,
+as `target` of the batch that `sample` reads. Images of the user's own can also be finished, by
+`complete` of a stage in place of `sample`.
 """
 
 from __future__ import annotations
@@ -206,7 +206,8 @@ class Sampler:
     paths, _ = inspection.depends(lambda *given: self.stage.sample(*given), template, shapes, key)
     if not any("[1]['target']" in paths[name] for name in self.data):
       raise UserError(f"--target: this {self.job.config.method} is told no target: leave it out")
-    (number,) = asked.label_numbers(target, self.classes, "--target")
+    names = self.classes if self.stage.edit is None else self.info.columns
+    (number,) = asked.label_numbers(target, names, "--target")
     return number
 
   def label(self, seed: int, label: int | None) -> int | None:

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gm import asked, checks, continuing, translating
+from gm import asked, checks, continuing, editing, translating
 from gm.errors import UserError, user_input
 from gm.job import newest
 from gm.progress import Count, say
@@ -104,15 +104,21 @@ def draw(
   target: str | int | None = None,
   complete: Sequence[str] | None = None,
   prompts: Sequence[str] | str | None = None,
+  strengths: Sequence[float] | None = None,
   config: ConfigDict | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns samples of a run, {name: [N, ...]}; images in [-1, 1]. See `Sampler.stream`.
+
+  Of images of one's own whose attributes are changed it is what `editing.Editing.stream` yields.
 
   All are held at once, or refused where that is more than the memory: then go through
   `open_run(workdir).stream(seeds)`.
   """
   seeds = asked.check_seeds(seeds)
   opened = _newest(workdir, config, truncation)
+  if _edits(opened, inputs, strengths):
+    edits = list(editing.Editing(*opened[2], inputs, target, strengths).stream())
+    return {"image": np.stack(edits)}
   if _translates(opened, inputs):
     translation = translating.Translation(*opened[2], inputs, target)
     if len(translation.files) > 1:
@@ -133,6 +139,14 @@ def _translates(opened, inputs) -> bool:  # images that were given, in their own
   return job.stages[index].multiple > 0
 
 
+def _edits(opened, inputs, strengths) -> bool:  # images that were given, their attributes
+  _, _, (job, index, _) = opened
+  edits = inputs is not None and job.stages[index].edit is not None
+  if strengths is not None and not edits:
+    raise UserError("--strength is of attributes of images that are given by --input: leave it out")
+  return edits
+
+
 class Request(NamedTuple):
   """What `--mode=sample` is asked for."""
 
@@ -146,9 +160,10 @@ class Request(NamedTuple):
   out: str | None = None  # folder; None: DIR/samples
   overwrite: bool = False  # else a file that is there is an error, before anything is drawn
   inputs: Sequence[str] | None = None  # images, or folders: all seeds and labels for each
-  target: str | int | None = None  # the class, or the domain, that samples shall become
+  target: str | int | None = None  # the class, the domain or attributes that samples shall have
   complete: Sequence[str] | None = None  # files of images whose lower half is made anew
   prompts: Sequence[str] | None = None  # of each all the rest, in a picture of its own
+  strengths: Sequence[str | float] | None = None  # how far attributes are changed
 
 
 def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]:
@@ -168,6 +183,10 @@ def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]
   stem = f"{job.stages[index].name}_{int(state.step):08d}"
   stem += "" if request.truncation is None else f"_truncation{request.truncation:g}"
   place = drawn.Place(workdir, request.out, stem, request.overwrite)
+  if _edits(opened, request.inputs, request.strengths):
+    edits = editing.Editing(*opened[2], request.inputs, request.target, request.strengths)
+    with user_input():
+      return editing.write(edits, place, request)
   if _translates(opened, request.inputs):
     translation = translating.Translation(*opened[2], request.inputs, request.target)
     with user_input():

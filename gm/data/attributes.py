@@ -37,7 +37,7 @@ def columns(wanted: Sequence[str], values: Mapping[str, Sequence[str]]) -> tuple
   """
   found = []
   for text in (wanted,) if isinstance(wanted, str) else wanted:
-    name, members = _parse(text, values)
+    name, members = parse(text, values)
     found += [f"{name}={value}" for value in values[name]] if members is None else [text]
   if len(set(found)) < len(found):
     twice = sorted({name for name in found if found.count(name) > 1})
@@ -75,7 +75,7 @@ def encoder(names: Sequence[str], values: Mapping[str, Sequence[str]]) -> Callab
   table = np.zeros((len(names), max(map(len, values.values()))), np.float32)
   where = np.zeros(len(names), np.int32)
   for i, text in enumerate(names):
-    name, members = _parse(text, values)
+    name, members = parse(text, values)
     where[i] = position(name, values)
     table[i, : len(values[name])] = [value in members for value in values[name]]
 
@@ -88,8 +88,12 @@ def encoder(names: Sequence[str], values: Mapping[str, Sequence[str]]) -> Callab
   return encode
 
 
-def _parse(text: str, values: Mapping[str, Sequence[str]]) -> tuple[str, set | None]:
-  """Returns (attribute, the values that make the column 1; None for all columns of it)."""
+def parse(text: str, values: Mapping[str, Sequence[str]]) -> tuple[str, set | None]:
+  """Returns (attribute, the values that make the column 1; None for all columns of it).
+
+  >>> parse("hat!=none", {"size": ("s", "l"), "hat": ("none", "cap")})
+  ('hat', {'cap'})
+  """
   name, sign, listed = text.partition("=")
   negated = bool(sign) and name.endswith("!")
   name = name[:-1] if negated else name

@@ -8,11 +8,12 @@ avatars: 9,000 training and 1,000 test faces, 64 x 64 RGB on white, each describ
 config.data: source="prepared", name, dir ("" = the user's cache folder), image_size (0 = native;
 larger is padded with background, smaller is resized by area), channels (0 = native; 3 repeats the
 grey). Of avatars also attributes (columns of the leaf "attributes", see attributes.py; none by
-default), label_key (the attribute that is the label; none by default) and text_key="caption" with
-the keys of text.py. With captions, the test split is made of the faces with combinations that are
-held out (avatars.is_held_out), whatever split they are stored in, and the training split of the
-others; the leaf "said" has the truth of each caption (avatars.said). The first run that asks for a
-set prepares it.
+default; with them the leaf "drawn" has the whole row that a face was drawn of), label_key (the
+attribute that is the label; none by default) and text_key="caption" with the keys of text.py. With
+captions, the test split is made of the faces with combinations that are held out
+(avatars.is_held_out), whatever split they are stored in, and the training split of the others; the
+leaf "said" has the truth of each caption (avatars.said). The first run that asks for a set prepares
+it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def info(cfg: Any) -> Info:
   >>> info({"name": "mnist", "image_size": 14}).shape
   {'image': (14, 14, 1), 'label': ()}
   >>> info({"name": "avatars", "attributes": ("skin", "glasses!=none")}).shape
-  {'image': (64, 64, 3), 'attributes': (8,)}
+  {'image': (64, 64, 3), 'attributes': (8,), 'drawn': (10,)}
   """
   spec = sets.require(cfg["name"])
   if "image" not in spec.shape:
@@ -56,7 +57,7 @@ def info(cfg: Any) -> Info:
     attributes.position(key, spec.attributes)
     shape["label"], num_classes = (), len(spec.attributes[key])
   if columns:
-    shape["attributes"] = (len(columns),)
+    shape |= {"attributes": (len(columns),), "drawn": spec.shape["attributes"]}
   facts = text.declared(cfg, Info(shape, num_classes=num_classes, columns=columns), "caption")
   if "tokens" not in facts.shape:
     return facts
@@ -114,7 +115,13 @@ def _captioned(cfg: Any, folder: pathlib.Path, split: str) -> tuple[dict[str, np
 
 
 def _with_attributes(decode: Callable, encode: Callable) -> Callable:
-  return lambda rows: {**decode(rows), "attributes": encode(rows["attributes"])}
+  def both(rows):
+    import jax.numpy as jnp
+
+    drawn = jnp.asarray(rows["attributes"], jnp.int32)
+    return {**decode(rows), "attributes": encode(drawn), "drawn": drawn}
+
+  return both
 
 
 def load(

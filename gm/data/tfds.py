@@ -6,9 +6,10 @@ width)), channels (1 or 3), num_classes (0 = labels are not read), image_key ("i
 ("label"), train_split ("train"), test_split ("test") in TFDS notation, so that a set without a test
 split is cut by train_split="train[:90%]", test_split="train[90%:]"; memory_mb (256: a larger set is
 streamed); text_key = a feature that is a text or several, with the keys of text.py: an example for
-each. Images are resized by the short side and cropped to the centre (images.crop). What is
-stored as an image file is decoded as a folder's files are; TFDS alone would give the raw indices of
-palettes, and CMYK as it is.
+each; attributes = names in a feature "attributes" of truth values, such as CelebA's, which become
+the columns of the leaf "attributes". Images are resized by the short side and cropped to the centre
+(images.crop). What is stored as an image file is decoded as a folder's files are; TFDS alone would
+give the raw indices of palettes, and CMYK as it is.
 
 A label below 0, which TFDS takes for "none", or above the last class is an error that names the
 example: where the set is opened, or where it is read if it is streamed.
@@ -30,7 +31,7 @@ from gm.data import images, memory, stream, text
 def reads(cfg: Any) -> frozenset[str]:
   """Returns the keys of `cfg` that this source reads."""
   of_set = frozenset({"name", "dir", "image_key", "label_key", "train_split", "test_split"})
-  of_images = {"image_size", "channels", "num_classes", "num_train", "memory_mb"}
+  of_images = {"image_size", "channels", "num_classes", "num_train", "memory_mb", "attributes"}
   return of_set | of_images | text.reads(cfg)
 
 
@@ -43,7 +44,15 @@ def info(cfg: Any) -> Info:
   >>> info({"image_size": 64, "channels": 3, "num_classes": 0}).shape
   {'image': (64, 64, 3)}
   """
-  return text.declared(cfg, images.declared(cfg, "tfds"))
+  facts = text.declared(cfg, images.declared(cfg, "tfds"))
+  names = cfg.get("attributes", ())
+  if not names:
+    return facts
+  names = (names,) if isinstance(names, str) else tuple(names)
+  if len(set(names)) < len(names):
+    raise ValueError(f"--config.data.attributes={names} names one more than once")
+  shape = {**facts.shape, "attributes": (len(names),)}
+  return facts._replace(shape=shape, columns=names)
 
 
 def _builder(cfg: Any) -> Any:
@@ -131,6 +140,29 @@ def _label(value: Any, num_classes: int, where: str) -> np.int32:
   return np.int32(x)
 
 
+def _require_attributes(facts_of_set: Any, names: tuple[str, ...]) -> None:
+  """Raises ValueError unless the feature "attributes" has all of these names."""
+  features = facts_of_set.features
+  known = list(getattr(features["attributes"], "keys", tuple)()) if "attributes" in features else []
+  if unknown := [name for name in names if name not in known]:
+    raise ValueError(
+      f"{facts_of_set.full_name} has no attribute {unknown[0]!r}, it has"
+      f" {', '.join(known) or 'none'}: set --config.data.attributes"
+    )
+
+
+def _truths(values: Any, names: tuple[str, ...], where: str) -> np.ndarray:
+  """Returns attributes as uint8 0 and 1; raises ValueError for anything but truth values."""
+  found = [np.asarray(values[name]) for name in names]
+  for name, x in zip(names, found, strict=True):
+    if x.shape or x not in (0, 1):
+      raise ValueError(
+        f"attribute {name!r} of {where} is {x!r}, no truth value: leave it out of"
+        " --config.data.attributes"
+      )
+  return np.array(found).astype(np.uint8)
+
+
 def _captions(
   builder: Any, key: str, spec: str, decoders: dict
 ) -> list[tuple[int, tuple[str, str]]]:
@@ -200,6 +232,7 @@ def load(
     keys["label"] = cfg.get("label_key") or "label"
   if "tokens" in facts.shape:
     keys["text"] = cfg["text_key"]
+  _require_attributes(facts_of_set, facts.columns)
   for what, key in keys.items():
     if key not in facts_of_set.features:
       raise ValueError(
@@ -249,6 +282,8 @@ def load(
 
     i, label = row[0], dict(row[1])
     example, where = examples[i], f"example {i} of {specs[split]} in {facts_of_set.full_name}"
+    if facts.columns:
+      label["attributes"] = _truths(example["attributes"], facts.columns, where)
     if "label" in keys:
       label["label"] = _label(example[keys["label"]], facts.num_classes, where)
     if keys["image"] in files:
@@ -263,11 +298,15 @@ def load(
     image = Image.fromarray(x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x)
     return {"image": images.crop(image, height, width, channels), **label}
 
+  def decoded(rows: dict) -> dict:
+    told = {n: rows[n].astype(np.float32) for n in ("attributes",) if n in rows}
+    return {**images.decoder(channels)(rows), **told}
+
   source = stream.from_reader(
     facts,
     [rows[i] for i in memory.rows(cfg, split, len(rows))],
     read,
-    images.decoder(channels),
+    decoded,
     memory_mb=cfg.get("memory_mb", stream.MEMORY_MB),
     seed=seed,
     shuffle=shuffle,

@@ -1,8 +1,10 @@
-"""The residual translator of Johnson et al. (2016, arXiv:1603.08155) as CycleGAN has it.
+"""The residual translator of Johnson et al. (2016, arXiv:1603.08155) of CycleGAN and StarGAN.
 
 An image is convolved, halved, changed by residual blocks, doubled and convolved to an image of its
 own size. CycleGAN's for 256 pixels has base=64 and num_blocks=9, 11,378,179 parameters with three
 channels; the one for 128 pixels num_blocks=6, 7,837,699. Sides are multiples of 2^num_halvings.
+StarGAN's has num_blocks=6, halves and doubles by kernels of 4, and has no biases but those of its
+norms: `Translator(3, num_blocks=6, **STARGAN)`.
 
 Instance normalisation takes the mean of every map away, and with it how bright and of which colour
 an image is as a whole; where that matters, as in small patches, layer normalisation keeps it.
@@ -30,6 +32,7 @@ from gm.nn import norm as norms
 PADS = ("reflect", "zero")
 WHITE = 0.98  # the largest value of an image that is added; tanh has no inverse at 1
 NORMS = ("instance", "layer")
+STARGAN = {"pad": "zero", "affine": True, "kernel": 4, "use_bias": False, "scheme": "torch"}
 
 
 def check(image: Sequence[int], num_halvings: int) -> None:
@@ -61,9 +64,12 @@ class Translator(nn.Module):
     pad: what lies beyond the border: "reflect" or "zero". Of the layers that halve and double it is
       zero always.
     norm: "instance" or "layer".
-    affine: instance norms have a scale, N(1, 0.02^2) at first, and a shift (the authors' Lua code),
-      or not (their PyTorch code); layer norms have.
+    affine: instance norms have a scale and a shift (CycleGAN's Lua code, StarGAN), or not (its
+      PyTorch code); layer norms have.
     skip: whether the image is added.
+    kernel: of the layers that halve and double, 3 or 4.
+    use_bias: of all convolutions.
+    scheme: how weights start, see init.SCHEMES.
   """
 
   channels: int
@@ -74,6 +80,9 @@ class Translator(nn.Module):
   norm: str = "instance"
   affine: bool = False
   skip: bool = False
+  kernel: int = 3
+  use_bias: bool = True
+  scheme: str = "dcgan"
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -81,19 +90,21 @@ class Translator(nn.Module):
     """Translates."""
     image = x
     x = nn.relu(self._norm(self._conv(x, self.base, 7, "first"), "first_norm"))
-    how = {"kernel_init": init.normal(0.02), "dtype": self.dtype}
-    width = self.base
+    width, kernel = self.base, self.kernel
     for i in range(self.num_halvings):
       width *= 2
-      x = conv.Conv(width, 3, 2, padding=1, name=f"down{i}", **how)(x)
+      how = self._how(kernel**2 * x.shape[-1], stride=2)
+      x = conv.Conv(width, kernel, 2, padding=1, name=f"down{i}", **how)(x)
       x = nn.relu(self._norm(x, f"down{i}_norm"))
     for i in range(self.num_blocks):
       h = nn.relu(self._norm(self._conv(x, width, 3, f"block{i}_0"), f"block{i}_0_norm"))
       x = x + self._norm(self._conv(h, width, 3, f"block{i}_1"), f"block{i}_1_norm")
     for i in range(self.num_halvings):
       width //= 2
-      # torch's transposed convolution of kernel 3, stride 2, padding 1, output padding 1
-      x = conv.ConvTranspose(width, 3, 2, padding=((1, 2), (1, 2)), name=f"up{i}", **how)(x)
+      # torch's transposed convolution of stride 2, padding 1 and, for kernel 3, output padding 1
+      pads = ((kernel - 2, 2),) * 2
+      how = self._how(kernel**2 * width, stride=2, transposed=True)
+      x = conv.ConvTranspose(width, kernel, 2, padding=pads, name=f"up{i}", **how)(x)
       x = nn.relu(self._norm(x, f"up{i}_norm"))
     x = self._conv(x, self.channels, 7, "last").astype(jnp.float32)
     if self.skip:
@@ -109,11 +120,16 @@ class Translator(nn.Module):
     if self.pad == "reflect":
       x = jnp.pad(x, ((0, 0), *[(padding, padding)] * 2, (0, 0)), mode="reflect")
       padding = 0
-    how = {"kernel_init": init.normal(0.02), "dtype": self.dtype}
+    how = self._how(size**2 * x.shape[-1])
     return conv.Conv(features, size, padding=padding, name=name, **how)(x)
 
+  def _how(self, fan: int, *, stride: int = 1, transposed: bool = False) -> dict:
+    of = init.scheme(self.scheme)
+    first = {"kernel_init": of.kernel(transposed, stride), "bias_init": of.bias(fan)}
+    return {**first, "use_bias": self.use_bias, "dtype": self.dtype}
+
   def _norm(self, x: jax.Array, name: str) -> jax.Array:
-    how = {"scale_init": init.normal(0.02, mean=1.0), "dtype": self.dtype}
+    how = {"scale_init": init.scheme(self.scheme).scale, "dtype": self.dtype}
     if self.norm == "layer":
       return norms.LayerNorm(name=name, **how)(x)
     if self.norm != "instance":

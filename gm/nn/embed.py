@@ -31,6 +31,16 @@ def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
   return jnp.where(known[..., None], jax.nn.one_hot(labels, num_classes), jnp.nan)
 
 
+def tiled(x: jax.Array, told: jax.Array) -> jax.Array:
+  """Joins a row with every pixel: x [B, H, W, C], told [B, A] -> [B, H, W, C + A].
+
+  >>> tiled(jnp.zeros((1, 1, 2, 1)), jnp.array([[3.0, 4.0]])).tolist()
+  [[[[0.0, 3.0, 4.0], [0.0, 3.0, 4.0]]]]
+  """
+  rows = jnp.broadcast_to(told[:, None, None].astype(x.dtype), (*x.shape[:3], told.shape[-1]))
+  return jnp.concatenate([x, rows], axis=-1)
+
+
 class Embed(nn.Module):
   """A table of vectors: labels [...] -> [..., features]; a label outside the table gives NaN.
 

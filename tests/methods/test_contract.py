@@ -259,6 +259,7 @@ def test_augment_is_all_that_d_sees_of_images(name, monkeypatch):
   """Where the augmented image is black, no network's move depends on the data any more."""
   config = config_of(name)
   image_gan = {"g", "d"} <= set(run(name).states[-1][0].params) and "image" in run(name).batches[-1]
+  image_gan &= run(name).job.stages[-1].edit is None  # whose G is given the image itself
   assert ("augment" in config.model) == image_gan
   if not image_gan:
     return

@@ -11,7 +11,7 @@ import pytest
 from conftest import jit, on_paper, train
 
 from gm import core, errors, job
-from gm.metrics import captions
+from gm.metrics import captions, reader
 from gm.nets import dalle, dvae, transformer
 from gm.nn import quantize
 from gm.probability import likelihood
@@ -328,7 +328,7 @@ def test_what_cannot_be_is_said_in_a_line(changes, message):
 
 def test_what_samples_carry_is_read_by_a_network_that_learned_it(monkeypatch):
   """Of squares whose colour and place are said: true ones, and those beside other captions."""
-  monkeypatch.setattr(captions, "NUM_STEPS", 60)
+  monkeypatch.setattr(reader, "NUM_STEPS", 60)
   rng = np.random.default_rng(0)
   said = np.stack([rng.integers(0, 3, 900), rng.integers(-1, 2, 900)], axis=1)
   image = np.full((900, 8, 8, 3), -1.0, np.float32)

@@ -313,7 +313,7 @@ def swapped(workdir):
   made = job.prepare(config_of("small"))
   held = evaluation.Evaluator(made, 1)
   real = held.real(1_600)
-  name = captions.reader(real["image"], real["said"])
+  name = reader.train(real["image"], real["said"], real["said"].max(0) + 1)
   stage, state = made.stages[1], job.restore(made, str(workdir), 1)
   batch = held.source.decode(held.source.batch(0, 400))
   other = {n: jnp.roll(x, 1, axis=0) for n, x in batch.items()}

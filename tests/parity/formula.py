@@ -55,8 +55,8 @@ def inputs(case):
   for i in case["inputs"]:
     if "given" in i:
       found[i["name"]] = np.array(i["given"])
-    elif "high" in i:
-      whole = (bits(i["key"], int(np.prod(i["shape"]))) * i["high"]) >> 24
+    elif "high" in i or "binary" in i:
+      whole = (bits(i["key"], int(np.prod(i["shape"]))) * i.get("high", 2)) >> 24
       found[i["name"]] = whole.reshape(i["shape"])
     else:
       found[i["name"]] = real(i["key"], i["shape"], i["mean"], i["scale"])

@@ -74,6 +74,16 @@ PARAMS = {
     "prior": (65 + 49 + 64) * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128,
   },
   "cyclegan": {**dict.fromkeys(("g_ab", "g_ba"), 7_837_699), "d_a": 2_764_737, "d_b": 2_764_737},
+  "stargan": {
+    "g": 49 * (3 + 4) * 32
+    + 2 * 16 * (32 * 64 + 64 * 128)
+    + 6 * 2 * (9 * 128**2 + 2 * 128)
+    + 2 * (32 + 64 + 128 + 64 + 32)
+    + 49 * 32 * 3,
+    "d": sum(conv(a, b, 4) for a, b in itertools.pairwise((3, 32, 64, 128, 256, 512)))
+    + 9 * 512
+    + 2**2 * 512 * 4,
+  },
 }
 BATCH = {
   "vae": 128,
@@ -89,6 +99,7 @@ BATCH = {
   "transformer": 32,
   "vqgan": 32,
   "cyclegan": 1,
+  "stargan": 8,
 }
 SIZE = {
   "dcgan32": 32,
@@ -98,6 +109,7 @@ SIZE = {
   "sngan": 32,
   "biggan": 32,
   "stylegan2": 32,
+  "stargan": 64,
 }
 
 

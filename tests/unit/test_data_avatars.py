@@ -225,12 +225,14 @@ def test_the_set_can_be_read_by_tfds(folder):
 def test_attributes_and_label_of_a_batch(folder):
   rows = avatars.draw(20, seed=3)[:18]
   source = load(folder, attributes=("hair_color", "glasses!=none"), label_key="skin")
-  assert source.info.shape == {"image": (64, 64, 3), "label": (), "attributes": (11,)}
+  shape = {"image": (64, 64, 3), "label": (), "attributes": (11,), "drawn": (10,)}
+  assert source.info.shape == shape
   assert source.info.num_classes == 7 and source.classes == avatars.VALUES["skin"]
   assert source.info.columns[1] == "hair_color=black"
   batch = source.decode(source.batch(0, 18))
   rows = rows[source.indices(0, 18)]
   assert np.asarray(batch["label"]).tolist() == rows[:, NAMES.index("skin")].tolist()
+  np.testing.assert_array_equal(batch["drawn"], rows)
   found = np.asarray(batch["attributes"])
   assert found[:, :10].argmax(1).tolist() == rows[:, NAMES.index("hair_color")].tolist()
   assert (found[:, :10].sum(1) == 1).all()

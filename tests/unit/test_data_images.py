@@ -587,6 +587,38 @@ def test_tfds_arrays_that_are_no_files(tmp_path):
     np.testing.assert_array_equal(source.arrays["image"], want)
 
 
+def test_attributes_are_those_that_are_named(tmp_path):
+  """In memory and streamed; of CelebA they are truth values below one feature."""
+  kinds = tensorflow_datasets.features
+  truth = {"Young": kinds.Scalar(dtype=np.bool_), "Male": kinds.Scalar(dtype=np.bool_)}
+  given = kinds.FeaturesDict({**truth, "age": kinds.Scalar(dtype=np.int64)})
+
+  def row(i):
+    told = {"Young": i % 2 == 0, "Male": i % 3 == 0, "age": i}
+    return {"photo": png(RED, (8, 8)), "label": 0, "attributes": told}
+
+  rows = {split: [row(i) for i in range(6)] for split in ("train", "test")}
+  at = write_set(tmp_path, rows, attributes=given)
+
+  def load(*names, **keys):
+    toy = {**TOY, "test_split": "test", "dir": str(at), "num_classes": 0, "attributes": names}
+    return tfds.load(config(**toy, **keys), "train", shuffle=False)
+
+  for source in (load("Male", "Young"), load("Male", "Young", memory_mb=0)):
+    assert source.info.columns == ("Male", "Young")
+    assert source.info.shape == {"image": (8, 8, 3), "attributes": (2,)}
+    found = np.asarray(source.decode(source.batch(0, 6))["attributes"])
+    assert found.dtype == np.float32
+    want = [[float(i % 3 == 0), float(i % 2 == 0)] for i in range(6)]
+    assert sorted(found.tolist()) == sorted(want)
+  with pytest.raises(ValueError, match=r"no attribute 'Hat', it has Male, Young, age.*attributes"):
+    load("Hat")
+  with pytest.raises(ValueError, match=r"attribute 'age' of example \d .*no truth value"):
+    load("age")
+  with pytest.raises(ValueError, match="names one more than once"):
+    load("Male", "Male")
+
+
 def test_a_label_that_is_no_class_is_refused(tmp_path):
   """TFDS lets -1 stand for none. In memory where the set is opened, streamed where it is read."""
   number = tensorflow_datasets.features.Scalar(dtype=np.int64)

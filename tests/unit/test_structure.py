@@ -11,7 +11,7 @@ ALLOWED = {  # who may import what of gm
   "core": set(),
   "methods": {
     *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
-    *("ada", "attacks", "diagnostics", "flags", "labelled", "matching", "perceptual"),
+    *("ada", "attacks", "columns", "diagnostics", "flags", "labelled", "matching", "perceptual"),
     *("pictures", "pool", "prior"),
   },
   "nets": {"nets", "nn"},
@@ -22,6 +22,7 @@ ALLOWED = {  # who may import what of gm
   "augment": set(),
   "ada": set(),
   "attacks": set(),
+  "columns": set(),
   "optim": set(),
   "flags": {"core"},
   "labelled": {"core"},
@@ -33,7 +34,7 @@ ALLOWED = {  # who may import what of gm
   "probability": {"probability"},
   "data": {"core", "data", "flags"},
   "weights": {"data", "weights"},
-  "metrics": {"nets", "nn", "core", "metrics", "weights"},
+  "metrics": {"columns", "core", "data", "metrics", "nets", "nn", "weights"},
   "errors": set(),
   "workdir": {"workdir", "core", "diagnostics", "errors"},
   "continuing": {"progress", "workdir"},  # not what jobs are: it is of configs alone
@@ -44,8 +45,11 @@ ALLOWED = {  # who may import what of gm
   "asked": {"data", "errors", "progress"},
   "sampler": {"asked", "core", "errors", "inspection", "job", "pictures", "sharding"},
   "sampling": {
-    *("asked", "checks", "continuing", "errors", "job", "progress", "sampler", "translating"),
-    "workdir",
+    *("asked", "checks", "continuing", "editing", "errors", "job", "progress", "sampler"),
+    *("translating", "workdir"),
+  },
+  "editing": {
+    *("asked", "columns", "core", "errors", "job", "progress", "sharding", "workdir"),
   },
   "translating": {
     *("asked", "core", "data", "errors", "inspection", "job", "progress", "sharding", "workdir"),

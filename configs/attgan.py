@@ -1,0 +1,43 @@
+"""python main.py --config=configs/attgan.py --workdir=/tmp/attgan
+
+0
+"""
+
+from configs import common
+
+VARIANTS = ("small", "paper", "test")
+
+
+def get_config(variant="small"):
+  if variant not in VARIANTS:
+    raise common.unknown(variant, VARIANTS)
+  c = common.base("attgan")
+  c.lr = 1e-3
+  c.num_steps, c.batch_size = 1_000, 32  # moves of encoder and decoder; images of each move
+  c.log_every, c.sample_every, c.checkpoint_every = 100, 500, 1_000
+  c.metrics, c.num_eval_samples = ("edits.changed",), 6_000
+  c.data.source, c.data.name, c.data.image_size = "prepared", "avatars", 32
+  c.data.attributes = ("hair_color=black", "hair_color=blonde", "hair_color=red", "glasses!=none")
+  m = c.model
+  m.widths, m.shortcuts, m.injections, m.momentum = (32, 64, 128), 1, 1, 0.99
+  m.d_widths, m.d_features = (32, 64, 128), 128
+  m.num_critic = 2  # moves of D and C for each of the other two
+  m.rec, m.g_cls, m.d_cls, m.gp = 100.0, 10.0, 1.0, 10.0
+  m.b1, m.b2, m.constant = 0.5, 0.999, 0.5  # constant: the part of the moves before the rate falls
+  m.flip = 0.0  # chance that images are mirrored
+  m.strength = 2.0  # of attributes that are changed; training knows 1
+  if variant == "paper":
+    c.data.source, c.data.name, c.data.image_size, c.data.channels = "tfds", "celeb_a", 128, 3
+    c.data.attributes = ("Bald", "Bangs", "Black_Hair", "Blond_Hair", "Brown_Hair")
+    c.data.attributes += ("Bushy_Eyebrows", "Eyeglasses", "Male", "Mouth_Slightly_Open")
+    c.data.attributes += ("Mustache", "No_Beard", "Pale_Skin", "Young")
+    c.lr, c.num_steps, c.metrics = 2e-4, 57_080, ()  # 60 epochs of CelebA
+    c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 2_000
+    m.widths, m.momentum, m.d_widths, m.d_features = (64, 128, 256, 512, 1_024), 0.999, (), 1_024
+    m.d_widths, m.num_critic, m.flip = m.widths, 5, 0.5
+  if variant == "test":
+    c.data.name, c.data.image_size = "avatars_200", 8
+    c.num_steps, c.batch_size, c.num_eval_samples, c.metrics = 2, 8, 16, ()
+    c.log_every = c.sample_every = c.checkpoint_every = 1
+    m.widths, m.momentum, m.d_widths, m.d_features = (4, 8), 0.9, (4, 8), 8
+  return c
