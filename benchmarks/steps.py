@@ -68,6 +68,7 @@ _CYCLEGAN = {  # the paper's at 128 pixels, on digits that are padded to them
   "model.num_blocks": 6,
   "model.jitter": 15,
 }
+_SRGAN = {"features": "digits", "content_weight": 0.0, "pixel_weight": 1.0}  # pixels in VGG's place
 _LAZY = {"model.path_weight": "model.path_every", "model.r1_gamma": "model.r1_every"}
 WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players count
   "vae": Workload("vae:small", "models_torch:VAE", {"batch_size": 128, **_VAE}),
@@ -95,6 +96,7 @@ WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players
     "vqgan:small", "models_torch_vqgan:VQGAN", {"batch_size": 32, "model.disc_start": 0}
   ),
   "cyclegan": Workload("cyclegan:paper", "models_torch_cyclegan:CycleGAN", _CYCLEGAN),
+  "srgan": Workload("srgan:paper", "models_torch_srgan:SRGAN", _digits(96, 4, **_SRGAN), stage=1),
 }
 FORMS = ("eager", "tuned", "compiled")  # of PyTorch, as in models_torch.py
 

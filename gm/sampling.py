@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gm import asked, checks, continuing, translating
+from gm import asked, checks, continuing, enlarging, translating
 from gm.errors import UserError, user_input
 from gm.job import newest
 from gm.progress import Count, say
@@ -118,6 +118,11 @@ def draw(
     if len(translation.files) > 1:
       raise UserError("images that keep their own size are given one at a time here")
     return next(translation.stream())
+  if _enlarges(opened, inputs):
+    larger = enlarging.Enlargement(*opened[2], inputs)
+    if len(larger.files) > 1:
+      raise UserError("images that are made larger are given one at a time here")
+    return {"image": next(larger.stream())[None] / np.float32(127.5) - 1}
   sampler = _sampler(opened, inputs, complete, prompts)
   labels = sampler.numbers(labels)
   texts = 1 if prompts is None else len(asked.check_prompts(prompts))
@@ -131,6 +136,11 @@ def _translates(opened, inputs) -> bool:  # images that were given, in their own
     return False
   _, _, (job, index, _) = opened
   return job.stages[index].multiple > 0
+
+
+def _enlarges(opened, inputs) -> bool:
+  _, _, (job, index, _) = opened
+  return inputs is not None and job.stages[index].enlarger is not None
 
 
 class Request(NamedTuple):
@@ -172,6 +182,9 @@ def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]
     translation = translating.Translation(*opened[2], request.inputs, request.target)
     with user_input():
       return translating.write(translation, place, request)
+  if _enlarges(opened, request.inputs):
+    with user_input():
+      return enlarging.write(enlarging.Enlargement(*opened[2], request.inputs), place, request)
   sampler = _sampler(opened, request.inputs, request.complete, request.prompts)
   labels = sampler.numbers(request.labels)
   request = request._replace(target=sampler.target(request.target))

@@ -250,8 +250,8 @@ def _upright_8_bit(image: Any) -> Any:
   return image
 
 
-def _opened(file: str | os.PathLike | bytes, name: str, use: Callable) -> Any:
-  """Returns use(the upright image of 8 bits) of a file that nobody vouches for.
+def opened(file: str | os.PathLike | bytes, name: str, use: Callable, upright: bool = True) -> Any:
+  """Returns use(image) of a file that nobody vouches for, `upright` and of 8 bits or as it lies.
 
   Only the formats in FORMATS are tried, and the size in the header is checked before any pixel is
   decoded.
@@ -269,7 +269,7 @@ def _opened(file: str | os.PathLike | bytes, name: str, use: Callable) -> Any:
       w, h = image.size
       if w * h > MAX_PIXELS:
         raise ValueError(f"{w} x {h} pixels, at most {MAX_PIXELS} are read")
-      return use(_upright_8_bit(image))
+      return use(_upright_8_bit(image) if upright else image)
   except FileNotFoundError:
     raise
   except (
@@ -298,7 +298,7 @@ def read(
     FileNotFoundError: if there is no such file.
     ValueError: if it is corrupt, truncated or too large; the message names it.
   """
-  return _opened(file, name, lambda image: crop(image, height, width, channels))
+  return opened(file, name, lambda image: crop(image, height, width, channels))
 
 
 def read_whole(
@@ -320,7 +320,7 @@ def read_whole(
       raise ValueError(f"{w} x {h} pixels, at most {most:,} are taken: make it smaller")
     return np.asarray(flat(image, channels)).reshape(h, w, channels)
 
-  return _opened(file, name, whole)
+  return opened(file, name, whole)
 
 
 def read_halves(
@@ -346,4 +346,4 @@ def read_halves(
     left, right = (crop(image.crop(box), height, width, channels) for box in boxes)
     return left, right
 
-  return _opened(file, name, halves)
+  return opened(file, name, halves)

@@ -75,7 +75,7 @@ def _check(config, info: core.Info) -> None:
   flags.within(m, "p_keep", least=0.0, most=1.0)
   flags.choice(m, "code_init", tuple(quantize.STARTS))
   flags.choice(m, "d_norm", patch.NORMS)
-  flags.choice(m, "perceptual", tuple(perceptual.NETS))
+  flags.choice(m, "perceptual", perceptual.TO_BE_HAD)
   second.check(config, info)
 
 

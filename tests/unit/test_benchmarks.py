@@ -74,6 +74,7 @@ PARAMS = {
     "prior": (65 + 49 + 64) * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128,
   },
   "cyclegan": {**dict.fromkeys(("g_ab", "g_ba"), 7_837_699), "d_a": 2_764_737, "d_b": 2_764_737},
+  "srgan": {"sr": 1_548_547, "d": 23_563_649},
 }
 BATCH = {
   "vae": 128,
@@ -89,6 +90,7 @@ BATCH = {
   "transformer": 32,
   "vqgan": 32,
   "cyclegan": 1,
+  "srgan": 4,
 }
 SIZE = {
   "dcgan32": 32,
@@ -98,6 +100,7 @@ SIZE = {
   "sngan": 32,
   "biggan": 32,
   "stylegan2": 32,
+  "srgan": 96,
 }
 
 

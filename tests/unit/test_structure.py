@@ -11,7 +11,7 @@ ALLOWED = {  # who may import what of gm
   "core": set(),
   "methods": {
     *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
-    *("ada", "attacks", "diagnostics", "flags", "labelled", "matching", "perceptual"),
+    *("ada", "attacks", "diagnostics", "fidelity", "flags", "labelled", "matching", "perceptual"),
     *("pictures", "pool", "prior"),
   },
   "nets": {"nets", "nn"},
@@ -29,6 +29,7 @@ ALLOWED = {  # who may import what of gm
   "perceptual": {"nets", "weights"},
   "prior": {"core", "flags", "nets", "optim", "pictures"},
   "pool": set(),
+  "fidelity": {"nn"},
   "diagnostics": set(),
   "probability": {"probability"},
   "data": {"core", "data", "flags"},
@@ -44,9 +45,10 @@ ALLOWED = {  # who may import what of gm
   "asked": {"data", "errors", "progress"},
   "sampler": {"asked", "core", "errors", "inspection", "job", "pictures", "sharding"},
   "sampling": {
-    *("asked", "checks", "continuing", "errors", "job", "progress", "sampler", "translating"),
-    "workdir",
+    *("asked", "checks", "continuing", "enlarging", "errors", "job", "progress", "sampler"),
+    *("translating", "workdir"),
   },
+  "enlarging": {"asked", "core", "data", "errors", "job", "progress", "sharding", "workdir"},
   "translating": {
     *("asked", "core", "data", "errors", "inspection", "job", "progress", "sharding", "workdir"),
   },
