@@ -14,7 +14,7 @@ def get_config(variant="small"):
     raise common.unknown(variant, VARIANTS)
   c = common.base("singan")
   c.lr = 5e-4
-  c.num_steps, c.batch_size = 300, 1  # of each level
+  c.num_steps, c.batch_size, c.num_devices = 300, 1, 1  # of each level
   c.log_every, c.sample_every, c.checkpoint_every = 100, 0, 0
   c.metrics, c.num_eval_samples = ("patches.of_one",), 20
   c.data.source, c.data.name, c.data.image_size = "picture", "china", 64
@@ -34,8 +34,10 @@ def get_config(variant="small"):
     c.num_steps, c.num_eval_samples = 2_000, 50
     m.min_size, m.max_size, m.width = 25, 250, 32
   if variant == "test":
-    c.data.image_size = 16
+    c.num_devices = 0
+    c.data.image_size = 20  # and two levels, of 12 and 14
     c.num_steps, c.num_eval_samples = 2, 4
     c.log_every = c.sample_every = c.checkpoint_every = 1
-    c.batch_size, m.min_size, m.max_size, m.width = 8, 12, 16, 4
+    c.batch_size, m.min_size, m.max_size, m.width = 8, 12, 14, 16
+    m.d_steps, m.g_steps = 2, 2
   return c

@@ -24,11 +24,14 @@ def get_config(variant="small"):
   m.decay_at = 0.5  # the part of the second stage's steps before the rate falls to a tenth
   m.base, m.num_blocks = 32, 4
   m.slopes, m.bias, m.last = "channel", False, "linear"  # or layer; before batch norms; or tanh
+  m.skip = True  # G adds to what bicubic gives, for a short training; the paper's does not
   m.d_widths, m.d_hidden, m.d_head = (16, 16, 32, 32, 64, 64), 64, "dense"  # or pool
   m.features, m.features_file = "efficientnet", ""  # or vgg54, vgg22: with a file; digits
   m.content_weight, m.pixel_weight, m.d_weight = 1.0, 1.0, 1e-3
   if variant == "small":
     c.eval_every = 1_000  # and at the end of each stage
+  if variant != "small":
+    m.skip = False
   if variant == "paper":
     c.data.source, c.data.name, c.data.image_size, c.data.channels = "tiles", "div2k", 96, 3
     c.lr, c.num_steps, m.pretrain_steps = 1e-4, 200_000, 1_000_000

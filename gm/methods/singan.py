@@ -27,6 +27,7 @@ Then: python main.py --config=configs/singan.py --workdir=/tmp/singan --mode=sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,17 +44,33 @@ CHANGED = 0.04  # of 2: a pixel of an image that differs by more from the pictur
 
 
 class Level(NamedTuple):
-  """One size of the pyramid."""
+  """One size of the pyramid, and what is at work there."""
 
   size: tuple[int, int]
   width: int  # channels of its networks
+  g: Any
+  d: Any
+  refine: Callable  # (params, stats, padded, up, train) -> (image, stats); traced once for all
+  judge: Callable  # (params, image) -> scores
 
 
-def levels_of(m: Any, size: tuple[int, int]) -> list[Level]:
+def levels_of(m: Any, size: tuple[int, int], dtype: Any = jnp.float32) -> list[Level]:
   """Returns the levels for a picture of this (height, width), coarsest first."""
+  found = []
   sizes = singan.pyramid(size, least=m.min_size, most=m.max_size, factor=m.factor)
-  times = [min(2 ** (i // DOUBLE_EVERY), MOST_TIMES) for i in range(len(sizes))]
-  return [Level(s, m.width * t) for s, t in zip(sizes, times)]
+  for i, level in enumerate(sizes):
+    width = m.width * min(2 ** (i // DOUBLE_EVERY), MOST_TIMES)
+    g, d = singan.Generator(width, dtype), singan.Discriminator(width, dtype)
+
+    def refine(params, stats, x, up, train, g=g):
+      return core.apply(g, params, stats, x, up, train=train)
+
+    def judge(params, x, d=d):  # its norms know this batch alone, and nothing of it is kept
+      return d.apply({"params": params}, x, mutable=["batch_stats"])[0]
+
+    functions = jax.jit(refine, static_argnums=4), jax.jit(judge)
+    found.append(Level(level, width, g, d, *functions))
+  return found
 
 
 def changed(x: jax.Array, real: jax.Array) -> jax.Array:
@@ -93,7 +110,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   flags.within(m, "b1", "b2", least=0.0, below=1.0)
   flags.within(m, "decay_at", least=0.0, most=1.0)
   height, width, channels = info.shape[flags.leaf(info, "image")]
-  levels = levels_of(m, (height, width))
+  levels = levels_of(m, (height, width), config.compute_dtype)
   flags.within(m, "start_level", "inject", least=0, most=len(levels) - 1)
   flags.within(m, "extra", least=0, most=16)
   if m.out_size:
@@ -109,8 +126,6 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 def _stage(config, channels: int, levels: list[Level], whole: tuple[int, int]) -> core.Stage:
   m, n = config.model, len(levels) - 1
   me, names = f"g{n}", [f"z{i}" for i in range(n + 1)]
-  generators = [singan.Generator(level.width, config.compute_dtype) for level in levels]
-  d = singan.Discriminator(levels[n].width, config.compute_dtype)
 
   def rate(moves):  # a tenth of it from decay_at of the steps on
     return optim.piecewise(
@@ -120,14 +135,17 @@ def _stage(config, channels: int, levels: list[Level], whole: tuple[int, int]) -
   moves = {me: m.g_steps, "d": m.d_steps}
   tx = {name: optim.adam(rate(k), b1=m.b1, b2=m.b2) for name, k in moves.items()}
   enlarge = lambda x, size: singan.resize(x, size, quantise=m.quantise)
-  at_level = lambda x: enlarge(enlarge(x, whole), levels[n].size)  # the picture, or an image
 
   def refine(state, i, z, up, *, train=False, params=None):
     """One level: an image, enlarged, and what the generator of level i adds to it."""
     sigma = state.extra["sigma"][i]
     x = jnp.pad(sigma * z + up, ((0, 0), *[(singan.BORDER,) * 2] * 2, (0, 0)))
     params = state.params[f"g{i}"] if params is None else params
-    return core.apply(generators[i], params, state.stats[f"g{i}"], x, up, train=train)
+    return levels[i].refine(params, state.stats[f"g{i}"], x, up, train)
+
+  def at_level(x):  # the picture, or an image, in the size of this level
+    x = enlarge(x, whole)
+    return x if levels[n].size == whole else enlarge(x, levels[n].size)
 
   def blank(num, size):
     return jnp.zeros((num, *size, channels))
@@ -155,20 +173,16 @@ def _stage(config, channels: int, levels: list[Level], whole: tuple[int, int]) -
     zeros = {f"z{i}": blank(1, level.size) for i, level in enumerate(levels)}
     return {**zeros, "z0": state.extra["z"]}
 
-  def drawn_below(state, key, num):
-    if n == 0:
-      return below(state, {}, num)
-    z = {}
-    for i, k in enumerate(core.keys(key, *names[:n])):
-      z[names[i]] = noise(k, num, i, levels[i].size)
-    return below(state, core.shard(z), num)
+  def fake(state, p, b):  # of noise for this level and for those below; and the averages after
+    up = below(state, b["below"], len(b["z"]))
+    return refine(state, n, b["z"], up, train=True, params=p[me])
 
   def init(key, batch, prev):
     k = core.keys(key, "g", "d", "z")
     x = at_level(batch["image"][:1])
     y, seen = blank(1, levels[n].size), blank(1, [s + 2 * singan.BORDER for s in levels[n].size])
-    params, stats = core.build(generators[n], k.g, seen, y, True)
-    judge, _ = core.build(d, k.d, x)
+    params, stats = core.build(levels[n].g, k.g, seen, y, True)
+    judge, _ = core.build(levels[n].d, k.d, x)
     if prev is None:
       extra = {"sigma": jnp.ones(1), "z": noise(k.z, 1, 0, levels[0].size), "rec": y}
       all_params, all_stats = {me: params, "d": judge}, {me: stats}
@@ -184,52 +198,49 @@ def _stage(config, channels: int, levels: list[Level], whole: tuple[int, int]) -
     extra["real"] = x
     return core.State(jnp.zeros((), jnp.int32), all_params, opt, all_stats, extra=extra)
 
-  def D(p, x):  # its norms know this batch alone, and nothing of it is kept
-    return d.apply({"params": p["d"]}, x, mutable=["batch_stats"])[0]
+  def D(p, x):
+    return levels[n].judge(p["d"], x)
 
   def d_move(state, z, key):
-    k, x = core.keys(key, "below", "between"), state.extra["real"]
+    x, (between, *keys) = state.extra["real"], core.keys(key, "between", *names[:n])
+    lower = {names[i]: noise(k, len(z), i, levels[i].size) for i, k in enumerate(keys)}
 
     def loss(p, b):  # moves d only
-      y, stats = refine(state, n, b["z"], b["up"], train=True)
+      y, stats = fake(state, p, b)
       between = regularizers.interpolate(b["between"], jnp.broadcast_to(x, y.shape), y)
       penalty = regularizers.gradient_penalty(lambda u: D(p, u), between, axes=(3,))
       distance = losses.wasserstein_d(D(p, x), D(p, y))
       found = {"w_estimate": -distance, "penalty": penalty}
       return distance + m.gp_weight * penalty, ({me: stats}, found)
 
-    parts = {"z": z, "up": drawn_below(state, k.below, len(z)), "between": k.between}
+    parts = {"z": z, "below": lower, "between": between}
     state, found = core.minimize(state, tx["d"], loss, ["d"], parts, accumulate=config.accumulate)
-    return state, found, parts["up"]
+    return state, found, lower
 
-  def g_move(state, z, up):
+  def g_move(state, z, lower):
     z_fixed = fixed(state)[names[n]]
 
     def loss(p, b):  # moves g only
-      y, _ = refine(state, n, b["z"], b["up"], train=True, params=p[me])
+      y, _ = fake(state, p, b)
       r, stats = refine(state, n, z_fixed, state.extra["rec"], train=True, params=p[me])
       rec = jnp.mean((r - state.extra["real"]) ** 2)
       fool = losses.wasserstein_g(D(p, y))
       return fool + m.rec_weight * rec, ({me: stats}, {"rec": rec, "fool": fool})
 
-    parts = {"z": z, "up": up}
+    parts = {"z": z, "below": lower}
     return core.minimize(state, tx[me], loss, [me], parts, accumulate=config.accumulate)
 
   def step(state, batch, key):
     k = core.keys(key, "z", "d")
-    num = len(batch["image"])
-    z = noise(k.z, num, n, levels[n].size)
+    z = noise(k.z, len(batch["image"]), n, levels[n].size)
 
-    def of_d(carry, key):
-      state, found, up = d_move(carry[0], z, key)
-      return (state, up), found
+    def of_d(state, key):
+      state, found, lower = d_move(state, z, key)
+      return state, (found, lower)
 
-    def of_g(state, _):
-      return g_move(state, z, up)
-
-    first = state, blank(num, levels[n].size)
-    (state, up), found = jax.lax.scan(of_d, first, jax.random.split(k.d, m.d_steps))
-    state, more = jax.lax.scan(of_g, state, None, length=m.g_steps)
+    state, (found, lower) = jax.lax.scan(of_d, state, jax.random.split(k.d, m.d_steps))
+    lower = {name: v[-1] for name, v in lower.items()}  # what D has seen last
+    state, more = jax.lax.scan(lambda s, _: g_move(s, z, lower), state, None, length=m.g_steps)
     found = {name: v[-1] for name, v in {**found, **more}.items()}  # of the last moves
     return state.replace(step=state.step + 1), found
 

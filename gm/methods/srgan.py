@@ -13,8 +13,9 @@ The first stage gives G its start; D begins in the second, on the fakes that G m
 Departures: the paper's nets and recipe, not those of the much used TensorLayer code (R), with ReLU
 and a 1 x 1 tanh output in G and another D. VGG-19 needs a file of the user's own
 (model.features_file); it is torchvision's, with features of another scale than the paper's, whose
-factor is kept. Without one, `small` takes EfficientNet-Lite0 and weighs its distance anew. The data
-are tiles of which crops are taken; there is no total variation.
+factor is kept. Without one, `small` takes EfficientNet-Lite0 and weighs its distance anew, and G
+adds to what bicubic gives (model.skip). The data are tiles of which crops are taken; there is no
+total variation.
 Run: python main.py --config=configs/srgan.py --workdir=/tmp/srgan
 Then: python main.py --workdir=/tmp/srgan --mode=sample --input=FILE_OR_FOLDER
 """
@@ -76,9 +77,7 @@ def shrink(x: jax.Array) -> jax.Array:
 
 def bicubic(small: jax.Array) -> jax.Array:
   """What everybody has without a network: [B, h, w, C] in [0, 1] -> [B, 4 h, 4 w, C] in [-1, 1]."""
-  b, h, w, c = small.shape
-  large = jax.image.resize(small, (b, srgan.FACTOR * h, srgan.FACTOR * w, c), "cubic")
-  return jnp.clip(2 * large - 1, -1, 1)
+  return jnp.clip(2 * srgan.enlarged(small) - 1, -1, 1)
 
 
 def stages(config, info: core.Info) -> list[core.Stage]:
@@ -89,10 +88,14 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   """
   m, dtype = config.model, config.compute_dtype
   crop = _check(m, info)
-  how = {"slopes": m.slopes, "bias": m.bias, "last": m.last, "dtype": dtype}
+  how = {"slopes": m.slopes, "bias": m.bias, "last": m.last, "skip": m.skip, "dtype": dtype}
   g = srgan.Generator(crop[2], m.base, m.num_blocks, **how)
   d = srgan.Discriminator(m.d_widths, m.d_hidden, m.bias, m.d_head, dtype=dtype)
   features = perceptual.shapes(m.features)
+  # jitted, so that each is traced once, and so are its derivatives
+  G = jax.jit(lambda p, s, x, train: core.apply(g, p, s, x, train=train), static_argnums=3)
+  D = jax.jit(lambda p, s, x: core.apply(d, p, s, x))
+  to_features = jax.jit(lambda v, x, y: perceptual.distance(m.features, v, x, y))
 
   def rate(num_steps):  # a tenth of it from decay_at of the steps on
     return optim.piecewise([config.lr, config.lr / 10], [int(m.decay_at * num_steps)])
@@ -101,7 +104,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   tx_gan = optim.adam(rate(config.num_steps), b1=m.b1)
 
   def enlarge(state, small):  # by running averages, in [-1, 1]
-    large, _ = core.apply(g, state.params["sr"], state.stats["sr"], small, train=False)
+    large, _ = G(state.params["sr"], state.stats["sr"], small, False)
     return jnp.clip(large, -1, 1)
 
   def draw(batch, key):  # what is learned from: pairs of a small and a large image
@@ -111,11 +114,11 @@ def stages(config, info: core.Info) -> list[core.Stage]:
     return {"x": x, "small": shrink(x)}
 
   def generate(state, p, b):
-    y, stats = core.apply(g, p["sr"], state.stats["sr"], b["small"])
+    y, stats = G(p["sr"], state.stats["sr"], b["small"], True)
     return y, {"sr": stats}
 
   def distance(state, x, y):  # [B], to the feature net
-    return perceptual.distance(m.features, state.extra["features"], x, y)
+    return to_features(state.extra["features"], x, y)
 
   def start(params, stats, opt, extra):
     return core.State(jnp.zeros((), jnp.int32), params, opt, stats, extra=extra)
@@ -150,13 +153,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
 
   def step_gan(state, batch, key):
     def d_loss(p, b, fake):  # moves d only
-      real_logits, stats = core.apply(d, p["d"], state.stats["d"], b["x"])
-      fake_logits, stats = core.apply(d, p["d"], stats, fake)
+      real_logits, stats = D(p["d"], state.stats["d"], b["x"])
+      fake_logits, stats = D(p["d"], stats, fake)
       found = diagnostics.discriminator_stats(real_logits, fake_logits)
       return losses.bce_d(real_logits, fake_logits), ({"d": stats}, found)
 
     def g_loss(p, b, fake):  # moves sr only, through fake
-      logits, _ = core.apply(d, p["d"], state.stats["d"], fake)
+      logits, _ = D(p["d"], state.stats["d"], fake)
       found = {"mse": jnp.mean((fake - b["x"]) ** 2), "adversarial": losses.nonsaturating_g(logits)}
       loss = m.pixel_weight * found["mse"] + m.d_weight * found["adversarial"]
       if m.content_weight:

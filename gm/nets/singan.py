@@ -18,6 +18,7 @@ from gm.nn import conv, init, norm
 
 LAYERS = 5
 BORDER = LAYERS  # pixels that a map loses on every side
+ROUNDING = 1e-3  # of a level of grey: what is whole but for rounding is not cut to the one below
 
 
 def pyramid(
@@ -63,7 +64,7 @@ def resize(x: jax.Array, size: Sequence[int], *, quantise: bool = True) -> jax.A
   [1.0, 1.0, 1.0]
   """
   if quantise:
-    x = jnp.floor(127.5 * (jnp.clip(x, -1, 1) + 1)) / 127.5 - 1
+    x = jnp.floor(127.5 * (jnp.clip(x, -1, 1) + 1) + ROUNDING) / 127.5 - 1
   return jax.lax.stop_gradient(jax.image.resize(x, (len(x), *size, x.shape[3]), "cubic"))
 
 

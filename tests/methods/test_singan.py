@@ -22,18 +22,13 @@ from gm.nets import singan
 QUICK = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 # of G the passes that draw fakes for D, and those that give the picture; D's norms keep nothing
-PASSES = [("test", {}, {"g0": 0, "g1": 0, "g2": 6})]
+PASSES = [("test", {}, {"g0": 0, "g1": 4})]
 
 
 def config_of(variant, **changes):
   config = importlib.import_module("configs.singan").get_config(variant)
   config.update_from_flattened_dict({"num_devices": 1, **changes})
   return config
-
-
-@functools.cache
-def prepared(**changes):
-  return job.prepare(config_of("test", **changes))
 
 
 def started(index=-1, **changes):
@@ -134,19 +129,24 @@ def test_the_penalty_has_a_norm_for_every_pixel(size):
   assert penalty() > 20  # a norm for each image
 
 
-def explicit(made, state, z, up, u_of):
+def explicit(made, state, drawn, u_of):
   """The losses of the finest level as the paper has them, written out."""
+  z, z0 = drawn["z"], drawn["below"]["z0"]
   m, real = made.config.model, state.extra["real"]
   g, d = singan.Generator(m.width), singan.Discriminator(m.width)
   sigma = state.extra["sigma"][-1]
   wide = lambda x: jnp.pad(x, ((0, 0), (5, 5), (5, 5), (0, 0)))
+  nothing = jnp.zeros((8, 12, 12, 3))
+  low = wide(nothing + z0)  # the noise of the coarsest level is the same for all colours
+  up, _ = core.apply(g, state.params["g0"], state.stats["g0"], low, nothing, train=False)
+  up = singan.resize(up, (14, 14))
   judge = lambda p, x: d.apply({"params": p}, x, mutable=["batch_stats"])[0]
 
   def make(p, z, up):
-    return core.apply(g, p, state.stats["g2"], wide(sigma * z + up), up)[0]
+    return core.apply(g, p, state.stats["g1"], wide(sigma * z + up), up)[0]
 
   def of_d(p):
-    y = make(state.params["g2"], z, up)
+    y = make(state.params["g1"], z, up)
     slope = jax.grad(lambda u: judge(p, u).sum())(u_of(real, y))
     penalty = jnp.mean((jnp.sqrt((slope**2).sum(-1) + 1e-12) - 1) ** 2)
     return -judge(p, real).mean() + judge(p, y).mean() + m.gp_weight * penalty
@@ -156,11 +156,11 @@ def explicit(made, state, z, up, u_of):
     fool = -judge(state.params["d"], make(p, z, up)).mean()
     return fool + m.rec_weight * jnp.mean((r - real) ** 2)
 
-  return jax.value_and_grad(of_d)(state.params["d"]), jax.value_and_grad(of_g)(state.params["g2"])
+  return jax.value_and_grad(of_d)(state.params["d"]), jax.value_and_grad(of_g)(state.params["g1"])
 
 
 def test_each_player_moves_down_the_gradient_of_the_paper(monkeypatch):
-  """Three times each, G on the noise and the image below that D saw last."""
+  """Twice each here, G on the noise and the image below that D saw last."""
   made, state, batch = started()
   seen = []
 
@@ -171,7 +171,7 @@ def test_each_player_moves_down_the_gradient_of_the_paper(monkeypatch):
   true = core.minimize
 
   def minimize(state, tx, loss, names, parts, **how):
-    seen.append((names, {k: parts[k] for k in ("z", "up")}))
+    seen.append((names, {k: parts[k] for k in ("z", "below")}))
     return true(state, tx, loss, names, parts, **how)
 
   monkeypatch.setattr(core, "minimize", minimize)
@@ -190,25 +190,24 @@ def test_each_player_moves_down_the_gradient_of_the_paper(monkeypatch):
       _, metrics = made.stages[-1].step(state, batch, jax.random.key(2))
     last = {"names": [n for n, _ in seen], "parts": [p for _, p in seen]}
     middle = lambda real, y: (real + y) / 2
-    z, up = last["parts"][2]["z"], last["parts"][2]["up"]
-    want = explicit(made, state, z, up, middle)
+    want = explicit(made, state, last["parts"][1], middle)
     names.append(last["names"])
     return found, metrics, last["parts"], want
 
   names = []
   found, metrics, parts, (of_d, of_g) = jit(step)(state, batch)
-  assert names[0] == [["d"]] * 3 + [["g2"]] * 3
-  near(found[2]["d"], of_d[1])
-  for i in (3, 4, 5):  # nothing has moved here, so all three are the same
-    near(found[i]["g2"], of_g[1])
+  assert names[0] == [["d"]] * 2 + [["g1"]] * 2
+  near(found[1]["d"], of_d[1])
+  for i in (2, 3):  # nothing has moved here, so both are the same
+    near(found[i]["g1"], of_g[1])
   np.testing.assert_allclose(metrics["loss_d"], of_d[0], rtol=1e-4)
-  np.testing.assert_allclose(metrics["loss_g2"], of_g[0], rtol=1e-4)
-  for i in range(6):  # one z for all; below it is drawn anew for each move of D
+  np.testing.assert_allclose(metrics["loss_g1"], of_g[0], rtol=1e-4)
+  for i in range(4):  # one z for all; below it is drawn anew for each move of D
     np.testing.assert_array_equal(parts[i]["z"], parts[0]["z"])
-  ups = [np.asarray(p["up"]) for p in parts]
-  assert np.abs(ups[0] - ups[1]).max() > 0.01 and np.abs(ups[1] - ups[2]).max() > 0.01
-  for i in (3, 4, 5):
-    np.testing.assert_array_equal(ups[i], ups[2])
+  ups = [np.asarray(p["below"]["z0"]) for p in parts]
+  assert np.abs(ups[0] - ups[1]).max() > 0.01
+  for i in (2, 3):
+    np.testing.assert_array_equal(ups[i], ups[1])
   assert len({x.tobytes() for x in np.asarray(parts[0]["z"])}) == 8
 
 
@@ -229,41 +228,37 @@ def silent(params):
 
 def test_a_generator_that_adds_nothing_gives_what_is_below():
   """So the noise of the next level is a tenth of the reconstruction's distance from the picture."""
-  made, state, batch = started(index=1)
-  state = state.replace(params={**state.params, "g1": silent(state.params["g1"])})
-  low, high = ((level.size) for level in method.levels_of(made.config.model, (16, 16))[1:])
-  x = jax.random.normal(jax.random.key(1), (2, *low, 3))
+  made, state, batch = started(index=0)
+  state = state.replace(params={**state.params, "g0": silent(state.params["g0"])})
+  x = jax.random.normal(jax.random.key(1), (2, 12, 14, 3))
   net = singan.Generator(made.config.model.width)
   padded = jnp.pad(x, ((0, 0), (5, 5), (5, 5), (0, 0)))
-  y, _ = core.apply(net, state.params["g1"], state.stats["g1"], padded, x, train=False)
+  y, _ = core.apply(net, state.params["g0"], state.stats["g0"], padded, x, train=False)
   np.testing.assert_array_equal(y, x)  # bit by bit
-  after = jit(made.stages[2].init)(jax.random.key(0), batch, state)
-  first, _ = core.apply(
-    net,
-    state.params["g0"],
-    state.stats["g0"],
-    jnp.pad(jnp.broadcast_to(state.extra["z"], (1, 12, 12, 3)), ((0, 0), (5, 5), (5, 5), (0, 0))),
-    jnp.zeros((1, 12, 12, 3)),
-    train=False,
-  )
-  below = singan.resize(singan.resize(first, low), high)
-  np.testing.assert_allclose(after.extra["rec"], below, atol=1e-5)
-  real = singan.resize(batch["image"][:1], high)
+  after = jit(made.stages[1].init)(jax.random.key(0), batch, state)
+  below = singan.resize(jnp.zeros((1, 2, 2, 3)), (14, 14))
+  np.testing.assert_allclose(after.extra["rec"], below, atol=1e-6)
+  real = singan.resize(batch["image"][:1], (14, 14))
   np.testing.assert_allclose(after.extra["real"], real, atol=1e-6)
-  want = 0.1 * np.sqrt(((below - real) ** 2).mean())
-  np.testing.assert_allclose(after.extra["sigma"], [1.0, state.extra["sigma"][1], want], rtol=1e-4)
+  want = 0.1 * np.sqrt(((after.extra["rec"] - real) ** 2).mean())
+  np.testing.assert_allclose(after.extra["sigma"], [1.0, want], rtol=1e-4)
 
 
 def test_a_level_starts_from_the_one_below():
-  """Both networks and the averages, where they are as wide; else from nothing."""
-  made, state, batch = started(index=1)
-  after = jit(made.stages[2].init)(jax.random.key(0), batch, state)
+  """Both networks and the averages, where they are as wide, and its reconstruction is enlarged."""
+  made, state, batch = started(index=0)
+  after = jit(made.stages[1].init)(jax.random.key(0), batch, state)
   same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
-  same(after.params["g2"], state.params["g1"])
-  same(after.stats["g2"], state.stats["g1"])
+  same(after.params["g1"], state.params["g0"])
+  same(after.stats["g1"], state.stats["g0"])
   same(after.params["d"], state.params["d"])
-  same({n: after.params[n] for n in ("g0", "g1")}, {n: state.params[n] for n in ("g0", "g1")})
+  same(after.params["g0"], state.params["g0"])
   assert all((x == 0).all() for x in jax.tree.leaves(after.opt))
+  z = jnp.broadcast_to(state.extra["z"], (1, 12, 12, 3))
+  net, padded = singan.Generator(16), jnp.pad(z, ((0, 0), (5, 5), (5, 5), (0, 0)))
+  y, _ = core.apply(net, state.params["g0"], state.stats["g0"], padded, 0 * z, train=False)
+  far = np.abs(after.extra["rec"] - singan.resize(y, (14, 14)))
+  assert np.median(far) < 1e-5 and far.max() < 0.02  # a level of grey, by rounding
   levels = method.levels_of(config_of("paper").model, (188, 250))
   assert [level.width for level in levels] == [32] * 4 + [64] * 4 + [128] * 2
 
@@ -280,9 +275,27 @@ def test_images_are_resized_as_files():
   for size in (20, 50):
     found = np.asarray(singan.resize(ramp, (size, 8), quantise=False))[0, :, 4, 0]
     steps = np.diff(found)[size // 6 : -size // 6]
-    np.testing.assert_allclose(steps, steps.mean(), atol=1e-4)
+    np.testing.assert_allclose(steps, steps.mean(), rtol=1e-4 if size > 33 else 0.03)
   slope = jax.grad(lambda x: singan.resize(x, (9, 8), quantise=False).sum())(jnp.asarray(x))
   assert (slope == 0).all()
+
+
+def test_levels_below_stay_bit_for_bit():
+  """A step hands their parameters and averages on as they came, and all that is fixed."""
+  made = job.prepare(config_of("test"))
+  template, batch = made.templates[1], core.batch_shapes(made.infos[1], 8)
+  traced = jax.make_jaxpr(lambda *args: made.stages[1].step(*args)[0])
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  jaxpr = traced(template, batch, key).jaxpr
+  given = dict(zip(paths_of(template), jaxpr.invars))
+  same = [path for path, out in zip(paths_of(template), jaxpr.outvars) if out is given[path]]
+  for part in (".params['g0']", ".stats['g0']", ".extra"):
+    assert {path for path in given if path.startswith(part)} <= set(same)
+  assert not [path for path in same if path.startswith((".params['g1']", ".params['d']"))]
+
+
+def paths_of(tree):
+  return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 # ------------------------------------------------------------------------------------ new pictures
@@ -290,8 +303,8 @@ def test_images_are_resized_as_files():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-  """A run of two steps a level, and the config that it was made with."""
-  work, config = tmp_path_factory.mktemp("run"), config_of("test", metrics=())
+  """A run that has begun all levels, and the config that it was made with."""
+  work, config = tmp_path_factory.mktemp("run"), config_of("test", metrics=(), num_steps=0)
   with pytest.MonkeyPatch.context() as patched:
     blindfold(patched)
     loop.train(config, str(work))
@@ -306,43 +319,34 @@ def drawn(trained, num=3, **changes):
   return sampling.draw(str(work), range(num), config=config, inputs=inputs)["image"]
 
 
-def test_levels_below_stay_bit_for_bit(trained):
-  made, _, last = job.newest(str(trained[0]))
-  first, second = (job.restore(made, str(trained[0]), i) for i in (0, 1))
-  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
-  for name in ("params", "stats"):
-    same(getattr(second, name)["g0"], getattr(first, name)["g0"])
-    same(getattr(last, name)["g0"], getattr(first, name)["g0"])
-    same(getattr(last, name)["g1"], getattr(second, name)["g1"])
-  same(last.extra["z"], first.extra["z"])
-  np.testing.assert_array_equal(last.extra["sigma"][:2], second.extra["sigma"])
-
-
 def test_samples_have_any_size_and_differ(trained):
   x = drawn(trained)
-  assert x.shape == (3, 16, 16, 3) and np.abs(x).max() <= 1
+  assert x.shape == (3, 14, 14, 3) and np.abs(x).max() <= 1
   np.testing.assert_array_equal(x, drawn(trained))
-  assert np.abs(x[0] - x[1]).max() > 0.01
-  assert drawn(trained, **{"model.out_size": (16, 40)}).shape == (3, 16, 40, 3)
-  assert drawn(trained, **{"model.extra": 2}).shape[1] > 20
+  assert (x[0] != x[1]).mean() > 0.5
+  for changes, size in (({"model.out_size": (14, 40)}, (14, 40)), ({"model.extra": 2}, (19, 19))):
+    made = job.prepare(config_of("test", **changes))
+    batch, key = core.batch_shapes(made.infos[1], 3), jax.eval_shape(lambda: jax.random.key(0))
+    found = jax.eval_shape(made.stages[1].sample, made.templates[1], batch, key)
+    assert found["image"].shape == (3, *size, 3)
 
 
 def test_levels_that_are_kept_give_the_picture(trained):
   """All but the last: what is left to chance is its noise."""
   made, index, state = job.newest(str(trained[0]))
-  kept = drawn(trained, **{"model.start_level": 2})
+  kept = drawn(trained, **{"model.start_level": 1})
   assert np.abs(kept[0] - kept[1]).max() > 0
-  still = state.replace(extra={**state.extra, "sigma": state.extra["sigma"].at[2].set(0.0)})
-  stage = job.prepare(config_of("test", metrics=(), **{"model.start_level": 2})).stages[index]
-  batch = {"image": jnp.zeros((2, 16, 16, 3))}
+  still = state.replace(extra={**state.extra, "sigma": state.extra["sigma"].at[1].set(0.0)})
+  stage = job.prepare(config_of("test", metrics=(), **{"model.start_level": 1})).stages[index]
+  batch = {"image": jnp.zeros((2, 20, 20, 3))}
   same = jit(stage.sample)(still, batch, jax.random.key(0))["image"]
-  sizes = [level.size for level in method.levels_of(made.config.model, (16, 16))]
-  up, z = jnp.zeros((1, *sizes[0], 3)), state.extra["z"]
-  for i in range(3):
-    net = singan.Generator(made.config.model.width)
+  sizes = [level.size for level in method.levels_of(made.config.model, (20, 20))]
+  net, up, z = singan.Generator(16), jnp.zeros((1, *sizes[0], 3)), state.extra["z"]
+  for i in range(2):
     padded = jnp.pad(z + up, ((0, 0), (5, 5), (5, 5), (0, 0)))
-    y, _ = core.apply(net, state.params[f"g{i}"], state.stats[f"g{i}"], padded, up, train=False)
-    up, z = singan.resize(y, sizes[min(i + 1, 2)]), 0.0
+    of = net, state.params[f"g{i}"], state.stats[f"g{i}"]
+    y = jit(lambda *x, of=of: core.apply(*of, *x, train=False)[0])(padded, up)
+    up, z = singan.resize(y, sizes[1]), 0.0
   np.testing.assert_allclose(same, jnp.broadcast_to(jnp.clip(y, -1, 1), same.shape), atol=1e-5)
 
 
@@ -350,13 +354,13 @@ def test_an_image_enters_at_a_level_and_keeps_what_it_has_of_the_picture(trained
   """What was put into the picture is drawn anew with a little around it, the rest stays."""
   _, _, state = job.newest(str(trained[0]))
   real = np.asarray(state.extra["real"][0])
-  own = np.round(127.5 * (real + 1)).clip(0, 255).astype(np.uint8)
-  own[2:5, 3:6] = (255, 0, 0)
+  own = picture.load({"name": "china", "image_size": 20}, "test").arrays["image"][0].copy()
+  own[3:7, 4:8] = (255, 0, 0)
   path = tmp_path / "edited.png"
   Image.fromarray(own).save(path)
   work, config = trained
   config = config.copy_and_resolve_references()
-  config.model.inject = 2
+  config.model.inject = 1
   x = sampling.draw(str(work), range(2), config=config, inputs=str(path))["image"]
   assert np.abs(x - real)[:, 10:, 10:].max() < 0.01
   assert np.abs(x - real)[:, 2:5, 3:6].max() > 0.05
@@ -380,15 +384,15 @@ def test_what_changed_is_widened_softly():
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"model.min_size": 16}, r"16x16 pixels.*--config\.model\.min_size"),
+    ({"model.min_size": 14}, r"20x20 pixels.*--config\.model\.min_size"),
     ({"model.min_size": 8}, r"--config\.model\.min_size=8"),
     ({"model.factor": 1.0}, r"--config\.model\.factor=1"),
     ({"model.d_steps": 0}, r"--config\.model\.d_steps=0"),
-    ({"model.inject": 3}, r"--config\.model\.inject=3"),
+    ({"model.inject": 2}, r"--config\.model\.inject=2"),
     ({"model.start_level": -1}, r"--config\.model\.start_level=-1"),
     ({"model.out_size": (4, 40)}, r"--config\.model\.out_size=\(4, 40\)"),
     ({"model.out_size": (40,)}, r"--config\.model\.out_size=\(40,\)"),
-    ({"model.out_size": (16, 20), "model.start_level": 1}, r"start_level keeps the layout"),
+    ({"model.out_size": (14, 20), "model.start_level": 1}, r"start_level keeps the layout"),
     ({"data.name": "river"}, r"unknown picture 'river'"),
     ({"data.name": "file", "data.image_size": 0}, r"--config\.data\.image_size"),
     ({"data.channels": 2}, r"channels 2: set --config\.data\.channels"),
@@ -432,12 +436,13 @@ def images(num=4, size=32, seed=0):
 
 
 def test_patches_tell_copies_and_noise_from_new_pictures():
-  real = images(1)
+  field = images(1, 40)
+  real = field[:, 4:36, 4:36]
   of = lambda fake: patches.of_one({"image": fake}, {"image": real}, None)
   copies = of(np.repeat(real, 4, axis=0))
   assert copies["swd"] < 1e-6 and copies["diversity"] == 0 and copies["apart"] == 0
-  moved = of(np.concatenate([np.roll(real, (i, 2 * i), (1, 2)) for i in (3, 6, 9, 12)]))
-  assert moved["swd"] < 0.3 * moved["swd_noise"] and moved["diversity"] > 0.1
+  moved = of(np.concatenate([field[:, i : i + 32, j : j + 32] for i in (2, 6) for j in (2, 6)]))
+  assert moved["swd"] < 0.5 * moved["swd_noise"] and moved["diversity"] > 0.1
   assert moved["coherence"] < 0.1 < moved["apart"]
   rng = np.random.default_rng(1)
   noise = real.mean((1, 2)) + rng.normal(size=(4, 32, 32, 3)) * real.std((1, 2))
