@@ -77,6 +77,7 @@ _STARGAN = {  # the paper's at 64 pixels, so one layer of D less, half as wide; 
   "model.num_critic": 1,
   "batch_size": 8,
 }
+_SRGAN = {"features": "digits", "content_weight": 0.0, "pixel_weight": 1.0}  # pixels in VGG's place
 _LAZY = {"model.path_weight": "model.path_every", "model.r1_gamma": "model.r1_every"}
 WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players count
   "vae": Workload("vae:small", "models_torch:VAE", {"batch_size": 128, **_VAE}),
@@ -105,6 +106,7 @@ WORKLOADS = {  # wgan_gp makes one critic step of its five, so that both players
   ),
   "cyclegan": Workload("cyclegan:paper", "models_torch_cyclegan:CycleGAN", _CYCLEGAN),
   "stargan": Workload("stargan:small", "models_torch_stargan:StarGAN", _STARGAN),
+  "srgan": Workload("srgan:paper", "models_torch_srgan:SRGAN", _digits(96, 4, **_SRGAN), stage=1),
 }
 FORMS = ("eager", "tuned", "compiled")  # of PyTorch, as in models_torch.py
 

@@ -77,6 +77,14 @@ def nothing(state: State, batch: Batch, key: jax.Array) -> dict:
   return {}
 
 
+class Enlarger(NamedTuple):
+  """Makes images of any size larger, by convolutions: a part depends on what is near it alone."""
+
+  enlarge: Callable  # (state, images [B, h, w, C] in [-1, 1]) -> [B, factor h, factor w, C]
+  factor: int
+  reach: int  # pixels of the image, to each side, that a pixel of the result depends on
+
+
 class Stage(NamedTuple):
   """One leg of training: pure functions and the number of steps."""
 
@@ -110,6 +118,7 @@ class Stage(NamedTuple):
   # no NaN, to 1, which is there, or -1, which is not, or between and beyond
   edit: Callable | None = None
   strengths: tuple = ()  # of `wanted`, from left to right in a picture; () if there is on or off
+  enlarger: Enlarger | None = None  # of images of the user's own
 
 
 def batch_shapes(
@@ -335,21 +344,23 @@ def alternate(
   g_loss: Callable,
   batch: Any,
   *,
+  g: str = "g",
   accumulate: int = 1,
 ) -> tuple[State, Metrics]:
   """D moves on fakes, then G on the same fakes against the new D, with one generator forward.
 
   The fakes are constants to D. G's gradient is the new D's gradient in the fakes, pulled back
   through the forward pass that made them: what two `minimize` calls on the same noise compute, for
-  one forward pass less. The players are "d" and "g".
+  one forward pass less. The players are "d" and G, whose name is `g`.
 
   Args:
     state: the state before.
-    tx: {"d": ..., "g": ...}.
-    generate: (params, batch) -> (fake, new_stats), differentiable in params["g"].
+    tx: {"d": ..., g: ...}.
+    generate: (params, batch) -> (fake, new_stats), differentiable in params[g].
     d_loss: (params, batch, fake) -> (loss, (new_stats, metrics)).
-    g_loss: the same for G; it may depend on params["g"] through fake only.
+    g_loss: the same for G; it may depend on params[g] through fake only.
     batch: pytree with leaves [B, ...] and PRNG keys, see `gradients`; noise included.
+    g: name of the generator.
     accumulate: number of parts; above 1 G's forward pass is done again by the same keys, to save
       memory.
 
@@ -367,15 +378,15 @@ def alternate(
       return loss, ({**stats, **more}, metrics)
 
     state, d_metrics = minimize(state, tx["d"], d_part, ["d"], batch, accumulate=accumulate)
-    state, g_metrics = minimize(state, tx["g"], g_part, ["g"], batch, accumulate=accumulate)
+    state, g_metrics = minimize(state, tx[g], g_part, [g], batch, accumulate=accumulate)
     return state, {**d_metrics, **g_metrics}
 
   batch = shard(batch)
 
-  def forward(g):
-    return generate({**state.params, "g": g}, batch)
+  def forward(params):
+    return generate({**state.params, g: params}, batch)
 
-  fake, pullback, g_stats = jax.vjp(forward, state.params["g"], has_aux=True)
+  fake, pullback, g_stats = jax.vjp(forward, state.params[g], has_aux=True)
 
   def on_fakes(p, b):
     return d_loss(p, b, fake)
@@ -386,9 +397,9 @@ def alternate(
     return g_loss(state.params, batch, fake)
 
   (loss, (more, g_metrics)), d_fake = jax.value_and_grad(of_fakes, has_aux=True)(fake)
-  state, moved = move(state, tx["g"], {"g": pullback(d_fake)[0]})
+  state, moved = move(state, tx[g], {g: pullback(d_fake)[0]})
   state = state.replace(stats={**state.stats, **g_stats, **more})
-  return state, {**d_metrics, "loss_g": loss, **moved, **g_metrics}
+  return state, {**d_metrics, f"loss_{g}": loss, **moved, **g_metrics}
 
 
 def ema(average: Any, new: Any, decay: float | jax.Array) -> Any:

@@ -7,6 +7,9 @@ with people, and takes VGG-16; both need files that are not to be had freely. He
 counts alike, and the networks are two whose weights are:
   digits        the classifier of handwritten digits in this repository, two maps, 1 channel
   efficientnet  EfficientNet-Lite0, of photographs, five maps, 3 channels (fetched, 17 MB)
+SRGAN's form, Ledig et al., 2017, arXiv:1609.04802, takes one map as it is: the squared difference
+is summed over channels and averaged over positions, features divided by 12.75:
+  vgg22, vgg54  VGG-19 after the ReLU of conv2_2 or conv5_4, 3 channels (a file of the user's own)
 The numbers compare with those of the same network only.
 """
 
@@ -18,9 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gm.nets import classifier, efficientnet
+from gm.nets import classifier, efficientnet, vgg
 from gm.weights import digits
 from gm.weights import efficientnet as efficientnet_weights
+from gm.weights import vgg as vgg_weights
 
 
 class Net(NamedTuple):
@@ -29,18 +33,28 @@ class Net(NamedTuple):
   module: Any
   channels: int  # of its images
   maps: Callable  # (variables, images) -> [[B, h, w, C], ...]
-  load: Callable  # () -> variables
+  load: Callable  # file of the user's own, or "" -> variables
+  scale: float = 0.0  # of features whose squared difference counts; 0: they are of length 1
 
 
 _DIGITS, _PHOTOS = classifier.DigitClassifier(), efficientnet.EfficientNetLite0()
+_VGG = vgg.VGG19()
 NETS = {
   "digits": Net(
-    _DIGITS, 1, lambda v, x: _DIGITS.apply(v, x, maps=True), lambda: _used(digits.load()[0])
+    _DIGITS, 1, lambda v, x: _DIGITS.apply(v, x, maps=True), lambda _: _used(digits.load()[0])
   ),
   "efficientnet": Net(
-    _PHOTOS, 3, lambda v, x: _PHOTOS.apply(v, x)[1][:5], efficientnet_weights.load
+    _PHOTOS, 3, lambda v, x: _PHOTOS.apply(v, x)[1][:5], lambda _: efficientnet_weights.load()
   ),
+  **{
+    f"vgg{i}{j}": Net(
+      *(_VGG, 3, lambda v, x, n=f"{i}_{j}": [_VGG.apply(v, x)[n]], vgg_weights.load, 1 / 12.75)
+    )
+    for i, j in ("22", "54")
+  },
 }
+
+TO_BE_HAD = ("digits", "efficientnet")  # without a file of the user's own
 
 
 def _used(variables: dict) -> dict:
@@ -49,13 +63,17 @@ def _used(variables: dict) -> dict:
   return {"params": params}
 
 
-def load(name: str) -> dict:
+def load(name: str, file: str = "") -> dict:
   """Returns a network's weights; the first use of `efficientnet` fetches them.
+
+  Args:
+    name: of the network, in NETS.
+    file: that holds them, where it is one of the user's own.
 
   Raises:
     RuntimeError: if they cannot be had; the message says what to do.
   """
-  return NETS[name].load()
+  return NETS[name].load(file)
 
 
 def shapes(name: str) -> dict:
@@ -80,7 +98,7 @@ def distance(name: str, variables: dict, x: jax.Array, y: jax.Array) -> jax.Arra
     y: like x.
 
   Returns:
-    f32 [B], 0 for equal images, at most 2 a map where no feature is negative.
+    f32 [B], 0 for equal images; in LPIPS's form at most 2 a map where no feature is negative.
   """
   net = NETS[name]
 
@@ -89,6 +107,9 @@ def distance(name: str, variables: dict, x: jax.Array, y: jax.Array) -> jax.Arra
       images = images.mean(3, keepdims=True)
     return net.maps(variables, jnp.broadcast_to(images, (*images.shape[:3], net.channels)))
 
+  if net.scale:
+    pairs = zip(maps(x), maps(y), strict=True)
+    return sum(jnp.sum((net.scale * (a - b)) ** 2, -1).mean((1, 2)) for a, b in pairs)
   return between(maps(x), maps(y))
 
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gm import asked, checks, continuing, editing, translating
+from gm import asked, checks, continuing, editing, enlarging, translating
 from gm.errors import UserError, user_input
 from gm.job import newest
 from gm.progress import Count, say
@@ -124,6 +124,11 @@ def draw(
     if len(translation.files) > 1:
       raise UserError("images that keep their own size are given one at a time here")
     return next(translation.stream())
+  if _enlarges(opened, inputs):
+    larger = enlarging.Enlargement(*opened[2], inputs)
+    if len(larger.files) > 1:
+      raise UserError("images that are made larger are given one at a time here")
+    return {"image": next(larger.stream())[None] / np.float32(127.5) - 1}
   sampler = _sampler(opened, inputs, complete, prompts)
   labels = sampler.numbers(labels)
   texts = 1 if prompts is None else len(asked.check_prompts(prompts))
@@ -145,6 +150,11 @@ def _edits(opened, inputs, strengths) -> bool:  # images that were given, their 
   if strengths is not None and not edits:
     raise UserError("--strength is of attributes of images that are given by --input: leave it out")
   return edits
+
+
+def _enlarges(opened, inputs) -> bool:
+  _, _, (job, index, _) = opened
+  return inputs is not None and job.stages[index].enlarger is not None
 
 
 class Request(NamedTuple):
@@ -191,6 +201,9 @@ def run(workdir: str, config: ConfigDict | None, request: Request) -> list[Path]
     translation = translating.Translation(*opened[2], request.inputs, request.target)
     with user_input():
       return translating.write(translation, place, request)
+  if _enlarges(opened, request.inputs):
+    with user_input():
+      return enlarging.write(enlarging.Enlargement(*opened[2], request.inputs), place, request)
   sampler = _sampler(opened, request.inputs, request.complete, request.prompts)
   labels = sampler.numbers(request.labels)
   request = request._replace(target=sampler.target(request.target))

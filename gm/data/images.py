@@ -13,8 +13,7 @@ import numpy as np
 
 from gm.core import Info
 
-# none of those for which Pillow starts a program
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow starts no program for
 # what `folder` takes for an image
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_PIXELS = 1 << 27  # 134 megapixels; a larger image is taken for a decompression bomb
@@ -156,8 +155,7 @@ def fit(x: np.ndarray, height: int, width: int, *, background: int = 0) -> np.nd
 
   Args:
     x: uint8 [N, H, W, C].
-    height: of the result.
-    width: of the result.
+    height, width: of the result.
     background: the value padded with.
 
   Returns:
@@ -240,7 +238,7 @@ def _upright_8_bit(image: Any) -> Any:
   """
   from PIL import Image, ImageOps
 
-  layout = image.tile[0].args if image.tile else ""  # how a PNG's bytes stand for pixels
+  layout = image.tile[0].args if image.tile else ""  # of a PNG's bytes
   grey16 = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
   image = ImageOps.exif_transpose(image)
   transparent = image.info.get("transparency")
@@ -254,8 +252,8 @@ def _upright_8_bit(image: Any) -> Any:
   return image
 
 
-def _opened(file: str | os.PathLike | bytes, name: str, use: Callable) -> Any:
-  """Returns use(the upright image of 8 bits) of a file that nobody vouches for.
+def opened(file: str | os.PathLike | bytes, name: str, use: Callable, upright: bool = True) -> Any:
+  """Returns use(image) of a file that nobody vouches for, `upright` and of 8 bits or as it lies.
 
   Only the formats in FORMATS are tried, and the size in the header is checked before any pixel is
   decoded.
@@ -273,12 +271,10 @@ def _opened(file: str | os.PathLike | bytes, name: str, use: Callable) -> Any:
       w, h = image.size
       if w * h > MAX_PIXELS:
         raise ValueError(f"{w} x {h} pixels, at most {MAX_PIXELS} are read")
-      return use(_upright_8_bit(image))
+      return use(_upright_8_bit(image) if upright else image)
   except (FileNotFoundError, TooLarge):
     raise
-  except (
-    Exception
-  ) as error:  # decoders of broken files raise anything: struct.error, SyntaxError, ...
+  except Exception as error:  # decoders raise anything: struct.error, SyntaxError, ...
     reason = str(error).replace(str(source), "file")
     raise ValueError(f"{name}: not readable as an image ({reason}): remove it or fix it") from error
 
@@ -299,10 +295,9 @@ def read(
     uint8 [height, width, channels].
 
   Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if it is corrupt, truncated or too large; the message names it.
+    FileNotFoundError, ValueError: as `opened` does.
   """
-  return _opened(file, name, lambda image: crop(image, height, width, channels))
+  return opened(file, name, lambda image: crop(image, height, width, channels))
 
 
 def read_whole(
@@ -318,8 +313,7 @@ def read_whole(
     uint8 [H, W, channels].
 
   Raises:
-    TooLarge: if it has more.
-    FileNotFoundError, ValueError: as `read` does.
+    TooLarge: if it has more; else as `read` does.
   """
 
   def whole(image: Any) -> np.ndarray:
@@ -328,7 +322,7 @@ def read_whole(
       raise TooLarge(f"{name or file}: {w} x {h} pixels, at most {most:,} are taken")
     return np.asarray(flat(image, channels)).reshape(h, w, channels)
 
-  return _opened(file, name, whole)
+  return opened(file, name, whole)
 
 
 def read_halves(
@@ -354,4 +348,4 @@ def read_halves(
     left, right = (crop(image.crop(box), height, width, channels) for box in boxes)
     return left, right
 
-  return _opened(file, name, halves)
+  return opened(file, name, halves)

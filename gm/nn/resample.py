@@ -193,6 +193,26 @@ def mean_pool(x: jax.Array, *, factor: int = 2) -> jax.Array:
   return upfirdn(x, (1 / factor,) * factor, down=factor)
 
 
+def pixel_shuffle(x: jax.Array, *, factor: int = 2) -> jax.Array:
+  """Lays factor^2 channels out as a block of pixels: [N, H, W, C f^2] -> [N, f H, f W, C].
+
+  Channels are ordered as torch orders them, (C, f, f); TensorFlow's depth_to_space has (f, f, C).
+
+  Raises:
+    ValueError: if the channels do not divide.
+
+  Source: Shi et al., 2016, arXiv:1609.05158.
+
+  >>> pixel_shuffle(jnp.arange(4.0).reshape(1, 1, 1, 4))[0, :, :, 0].tolist()
+  [[0.0, 1.0], [2.0, 3.0]]
+  """
+  n, h, w, c = x.shape
+  if c % factor**2:
+    raise ValueError(f"{c} channels do not make blocks of {factor} x {factor} pixels")
+  x = x.reshape(n, h, w, c // factor**2, factor, factor)
+  return x.transpose(0, 1, 4, 2, 5, 3).reshape(n, factor * h, factor * w, c // factor**2)
+
+
 def fir_conv(
   x: jax.Array,
   w: jax.Array,

@@ -12,7 +12,7 @@ from conftest import jit, on_paper, train
 
 from gm import core, errors, evaluation, job, loop, matching
 from gm.methods import dm_gan as method
-from gm.metrics import captions
+from gm.metrics import reader
 from gm.nets import dm_gan
 from gm.nets import matching as encoders
 from gm.nn import spectral

@@ -84,6 +84,7 @@ PARAMS = {
     + 9 * 512
     + 2**2 * 512 * 4,
   },
+  "srgan": {"sr": 1_548_547, "d": 23_563_649},
 }
 BATCH = {
   "vae": 128,
@@ -100,6 +101,7 @@ BATCH = {
   "vqgan": 32,
   "cyclegan": 1,
   "stargan": 8,
+  "srgan": 4,
 }
 SIZE = {
   "dcgan32": 32,
@@ -110,6 +112,7 @@ SIZE = {
   "biggan": 32,
   "stylegan2": 32,
   "stargan": 64,
+  "srgan": 96,
 }
 
 

@@ -11,7 +11,8 @@ ALLOWED = {  # who may import what of gm
   "core": set(),
   "methods": {
     *("core", "nets", "nn", "losses", "regularizers", "augment", "optim", "probability"),
-    *("ada", "attacks", "columns", "diagnostics", "flags", "labelled", "matching", "perceptual"),
+    *("ada", "attacks", "columns", "diagnostics", "fidelity", "flags", "labelled", "matching"),
+    "perceptual",
     *("pictures", "pool", "prior"),
   },
   "nets": {"nets", "nn"},
@@ -30,6 +31,7 @@ ALLOWED = {  # who may import what of gm
   "perceptual": {"nets", "weights"},
   "prior": {"core", "flags", "nets", "optim", "pictures"},
   "pool": set(),
+  "fidelity": {"nn"},
   "diagnostics": set(),
   "probability": {"probability"},
   "data": {"core", "data", "flags"},
@@ -45,12 +47,13 @@ ALLOWED = {  # who may import what of gm
   "asked": {"data", "errors", "progress"},
   "sampler": {"asked", "core", "errors", "inspection", "job", "pictures", "sharding"},
   "sampling": {
-    *("asked", "checks", "continuing", "editing", "errors", "job", "progress", "sampler"),
-    *("translating", "workdir"),
+    *("asked", "checks", "continuing", "editing", "enlarging", "errors", "job", "progress"),
+    *("sampler", "translating", "workdir"),
   },
   "editing": {
     *("asked", "columns", "core", "errors", "job", "progress", "sharding", "workdir"),
   },
+  "enlarging": {"asked", "core", "data", "errors", "job", "progress", "sharding", "workdir"},
   "translating": {
     *("asked", "core", "data", "errors", "inspection", "job", "progress", "sharding", "workdir"),
   },
