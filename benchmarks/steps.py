@@ -73,6 +73,7 @@ _STARGAN = {  # the paper's at 64 pixels, so one layer of D less, half as wide; 
   "data.image_size": 64,
   "model.g_base": 32,
   "model.num_blocks": 6,
+  "model.num_halvings": 2,
   "model.d_widths": (32, 64, 128, 256, 512),
   "model.num_critic": 1,
   "batch_size": 8,

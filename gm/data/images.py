@@ -345,7 +345,6 @@ def read_halves(
     if w < 2:
       raise ValueError("one column cannot be halved")
     boxes = (0, 0, w // 2, h), (w - w // 2, 0, w, h)
-    left, right = (crop(image.crop(box), height, width, channels) for box in boxes)
-    return left, right
+    return tuple(crop(image.crop(box), height, width, channels) for box in boxes)
 
   return opened(file, name, halves)
