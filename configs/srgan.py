@@ -14,31 +14,31 @@ def get_config(variant="small"):
     raise common.unknown(variant, VARIANTS)
   c = common.base("srgan")
   c.lr = 1e-3
-  c.num_steps, c.batch_size = 1_000, 16  # of the second stage
+  c.num_steps, c.batch_size = 500, 8  # of the second stage
   c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 1_000
   c.data.source, c.data.name = "prepared", "photos"
   m = c.model
-  m.pretrain_steps = 2_000  # of the first, on pixels alone
+  m.pretrain_steps = 1_500  # of the first, on pixels alone
   m.crop = 48  # pixels of what is trained on, cut out of the tiles at random; 0: whole tiles
   m.flip, m.b1 = 0.5, 0.9  # chance of mirroring
-  m.decay_at = 0.5  # the part of the second stage's steps before the rate falls to a tenth
+  m.decay_at = 0.8, 0.5  # the part of each stage's steps before the rate falls to a tenth
   m.base, m.num_blocks = 32, 4
   m.slopes, m.bias, m.last = "channel", False, "linear"  # or layer; before batch norms; or tanh
   m.skip = True  # G adds to what bicubic gives, for a short training; the paper's does not
   m.d_widths, m.d_hidden, m.d_head = (16, 16, 32, 32, 64, 64), 64, "dense"  # or pool
   m.features, m.features_file = "efficientnet", ""  # or vgg54, vgg22: with a file; digits
-  m.content_weight, m.pixel_weight, m.d_weight = 1.0, 1.0, 1e-3
+  m.content_weight, m.pixel_weight, m.d_weight = 0.02, 1.0, 1e-3
   if variant == "small":
     c.eval_every = 1_000  # and at the end of each stage
   if variant != "small":
     m.skip = False
   if variant == "paper":
     c.data.source, c.data.name, c.data.image_size, c.data.channels = "tiles", "div2k", 96, 3
-    c.lr, c.num_steps, m.pretrain_steps = 1e-4, 200_000, 1_000_000
+    c.lr, c.num_steps, c.batch_size, m.pretrain_steps = 1e-4, 200_000, 16, 1_000_000
     c.log_every, c.sample_every, c.checkpoint_every = 1_000, 10_000, 10_000
-    m.crop, m.base, m.num_blocks = 0, 64, 16
+    m.crop, m.base, m.num_blocks, m.decay_at = 0, 64, 16, (1.0, 0.5)
     m.d_widths, m.d_hidden = (64, 64, 128, 128, 256, 256, 512, 512), 1_024
-    m.features, m.pixel_weight = "vgg54", 0.0
+    m.features, m.content_weight, m.pixel_weight = "vgg54", 1.0, 0.0
   if variant == "test":
     c.data.source, c.data.name, c.data.image_size = "installed", "digits", 16
     c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16

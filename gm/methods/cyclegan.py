@@ -15,11 +15,12 @@ Departures: from the PyTorch code, whose sizes are the default: the rate falls a
 every epoch; images are enlarged by model.jitter and cut at random from their stored size, wide ones
 cropped and not squeezed. From the Lua code: its padding of 2 and its affine norms are options
 (d_padding, affine); it has no biases in effect, moves G_ab, D_b, G_ba, D_a in turn, and does not
-halve D's gradient, which Adam does not notice. `small` has layer norms: patches of one kind of land
-have little but their colour, which instance norms take away.
+halve D's gradient, which Adam does not notice. `small` has layer norms, for instance norms take the
+colours of an image away; translators that begin near the image (skip), for D tells bright from dark
+before it tells sea from land, and out of grey whatever is dark becomes bright; and a cycle of 1.5
+and no `same`, which keep images as they are if they weigh more.
 Run: python main.py --config=configs/cyclegan.py --workdir=/tmp/cyclegan
 Then: python main.py --workdir=/tmp/cyclegan --mode=sample --input=FILE_OR_FOLDER --target=b
-  does not learn which colour stands for which yet: see configs/cyclegan.py
 """
 
 from __future__ import annotations

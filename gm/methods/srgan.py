@@ -41,7 +41,8 @@ def _check(m, info: core.Info) -> tuple[int, int, int]:
   flags.within(m, "crop", least=0, most=min(height, width))
   flags.within(m, "content_weight", "pixel_weight", "d_weight", least=0.0)
   flags.within(m, "b1", least=0.0, below=1.0)
-  flags.within(m, "flip", "decay_at", least=0.0, most=1.0)
+  flags.within(m, "flip", least=0.0, most=1.0)
+  flags.within(m, "decay_at", least=0.0, most=1.0, length=2)
   flags.choice(m, "slopes", srgan.SLOPES)
   flags.choice(m, "last", srgan.LASTS)
   flags.choice(m, "d_head", srgan.HEADS)
@@ -97,11 +98,13 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   D = jax.jit(lambda p, s, x: core.apply(d, p, s, x))
   to_features = jax.jit(lambda v, x, y: perceptual.distance(m.features, v, x, y))
 
-  def rate(num_steps):  # a tenth of it from decay_at of the steps on
-    return optim.piecewise([config.lr, config.lr / 10], [int(m.decay_at * num_steps)])
+  def rate(num_steps, decay_at):  # a tenth of it from that part of the steps on
+    return optim.piecewise([config.lr, config.lr / 10], [int(decay_at * num_steps)])
 
-  tx = optim.adam(config.lr, b1=m.b1)
-  tx_gan = optim.adam(rate(config.num_steps), b1=m.b1)
+  tx, tx_gan = (
+    optim.adam(rate(*stage), b1=m.b1)
+    for stage in zip((m.pretrain_steps, config.num_steps), m.decay_at)
+  )
 
   def enlarge(state, small):  # by running averages, in [-1, 1]
     large, _ = G(state.params["sr"], state.stats["sr"], small, False)

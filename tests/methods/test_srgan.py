@@ -21,6 +21,7 @@ from gm.methods import srgan as method
 from gm.nets import srgan, vgg
 from gm.nn import resample
 from gm.weights import vgg as vgg_weights
+from gm.workdir import log
 
 QUICK = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
@@ -226,7 +227,7 @@ def test_the_rate_falls_to_a_tenth(monkeypatch):
 
   seen, true = [], optim.piecewise
   monkeypatch.setattr(optim, "piecewise", lambda *a: seen.append(true(*a)) or seen[-1])
-  job.prepare(config_of("test", num_steps=200, lr=1e-4, **{"model.decay_at": 0.5}))
+  job.prepare(config_of("test", num_steps=200, lr=1e-4, **{"model.decay_at": (1.0, 0.5)}))
   np.testing.assert_allclose([seen[-1](t) for t in (0, 99, 100, 199)], [1e-4, 1e-4, 1e-5, 1e-5])
 
 
@@ -422,7 +423,7 @@ def test_what_cannot_be_asked_for_is_said_in_a_line(trained, pictures, tmp_path,
     ({"model.last": "relu"}, r"--config\.model\.last='relu'"),
     ({"model.d_head": "mean"}, r"--config\.model\.d_head='mean'"),
     ({"model.features": "alexnet"}, r"--config\.model\.features='alexnet'"),
-    ({"model.decay_at": 1.5}, r"--config\.model\.decay_at=1\.5"),
+    ({"model.decay_at": (0.5, 1.5)}, r"--config\.model\.decay_at=\(0\.5, 1\.5\)"),
     ({"data.source": "points", "data.name": "ring", "data.image_size": 0}, r"data with image"),
   ],
 )
@@ -462,10 +463,29 @@ def test_eight_tiles_are_learned_by_heart(monkeypatch):
   assert fitted() < 32
 
 
+def first_and_last(tmp_path, **changes):
+  """What was measured on held-out pictures after each of both stages."""
+  last = train(config_of("small", **changes), tmp_path / "run")
+  records = log.read_metrics(tmp_path / "run")
+  first = log.evaluations(records, "srresnet")
+  return first[max(first)], last
+
+
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_small_learns(tmp_path, seed):
   """Pixels first, nearer to the truth than bicubic; then texture, by the features it learns by."""
-  config = config_of("small", seed=seed, eval_every=10_000)
-  last = train(config, tmp_path / "run")
-  assert last["distance"] < last["distance_bicubic"], last
+  first, last = first_and_last(tmp_path, seed=seed)
+  assert first["psnr_y"] >= first["psnr_y_bicubic"] + 0.5, first
+  assert last["distance"] < min(last["distance_bicubic"], first["distance"]), (first, last)
+  assert last["psnr_y"] > first["psnr_y"] - 3, (first, last)
+  gap = lambda found: abs(found["detail"] - found["detail_true"])
+  assert gap(last) <= 0.7 * gap(first), (first, last)
+
+
+@pytest.mark.learning
+def test_without_features_and_a_discriminator_there_is_no_texture(tmp_path):
+  weights = {"model.content_weight": 0.0, "model.d_weight": 0.0}
+  first, last = first_and_last(tmp_path, **weights)
+  gap = lambda found: abs(found["detail"] - found["detail_true"])
+  assert gap(last) > 0.7 * gap(first), (first, last)
