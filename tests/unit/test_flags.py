@@ -126,7 +126,7 @@ NAMED = [  # each was another recipe without a word, or an error that named no f
   (
     "gan",
     {"data.source": "stream"},
-    r"data\.source='stream' .* embedded, folder, installed, points",
+    r"data\.source='stream' .* embedded, folder, installed, picture, points",
   ),
   ("gan", {"method": "__init__"}, r"--config\.method='__init__' is not known; there are aae, "),
   ("gan", {"keep_checkpoints": 0}, r"--config\.keep_checkpoints=0 .* at least 1"),
