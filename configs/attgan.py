@@ -19,7 +19,7 @@ def get_config(variant="small"):
   c.data.source, c.data.name, c.data.image_size = "prepared", "avatars", 32
   c.data.attributes = ("hair_color=black", "hair_color=blonde", "hair_color=red", "glasses!=none")
   m = c.model
-  m.widths, m.shortcuts, m.injections, m.momentum = (32, 64, 128), 1, 1, 0.99
+  m.widths, m.shortcuts, m.injections, m.momentum = (32, 64, 128), 2, 2, 0.99
   m.d_widths, m.d_features = (32, 64, 128), 128
   m.num_critic = 2  # moves of D and C for each of the other two
   m.rec, m.g_cls, m.d_cls, m.gp = 100.0, 10.0, 1.0, 10.0
@@ -33,11 +33,13 @@ def get_config(variant="small"):
     c.data.attributes += ("Mustache", "No_Beard", "Pale_Skin", "Young")
     c.lr, c.num_steps, c.metrics = 2e-4, 57_080, ()  # 60 epochs of CelebA
     c.log_every, c.sample_every, c.checkpoint_every = 100, 1_000, 2_000
-    m.widths, m.momentum, m.d_widths, m.d_features = (64, 128, 256, 512, 1_024), 0.999, (), 1_024
-    m.d_widths, m.num_critic, m.flip = m.widths, 5, 0.5
+    m.widths = m.d_widths = (64, 128, 256, 512, 1_024)
+    m.shortcuts, m.injections, m.momentum, m.d_features = 1, 1, 0.999, 1_024
+    m.num_critic, m.flip = 5, 0.5
   if variant == "test":
     c.data.name, c.data.image_size = "avatars_200", 8
     c.num_steps, c.batch_size, c.num_eval_samples, c.metrics = 2, 8, 16, ()
     c.log_every = c.sample_every = c.checkpoint_every = 1
+    m.shortcuts = m.injections = 1
     m.widths, m.momentum, m.d_widths, m.d_features = (4, 8), 0.9, (4, 8), 8
   return c

@@ -13,7 +13,7 @@ def get_config(variant="small"):
     raise common.unknown(variant, VARIANTS)
   c = common.base("stargan")
   c.lr = 1e-3
-  c.num_steps, c.batch_size = 1_500, 16  # moves of G; images of each move
+  c.num_steps, c.batch_size = 1_200, 16  # moves of G; images of each move
   c.log_every, c.sample_every, c.checkpoint_every = 100, 500, 1_000
   c.metrics, c.num_eval_samples = ("edits.changed",), 6_000
   c.data.source, c.data.name, c.data.image_size = "prepared", "avatars", 32
@@ -24,7 +24,7 @@ def get_config(variant="small"):
   m.d_widths = (32, 64, 128, 128)
   m.num_critic = 2  # iterations of D for a move of G
   m.labels = "binary"  # or one_hot: of one attribute
-  m.cls, m.rec, m.same, m.gp = 1.0, 10.0, 10.0, 10.0
+  m.cls, m.rec, m.same, m.gp = 1.0, 10.0, 30.0, 10.0
   m.b1, m.b2 = 0.5, 0.999
   m.decay, m.constant = "linear", 0.5  # or literal; the part of the iterations before
   m.flip = 0.0  # chance that images are mirrored

@@ -147,7 +147,7 @@ def _require_attributes(facts_of_set: Any, names: tuple[str, ...]) -> None:
   if unknown := [name for name in names if name not in known]:
     raise ValueError(
       f"{facts_of_set.full_name} has no attribute {unknown[0]!r}, it has"
-      f" {', '.join(known) or 'none'}: set --config.data.attributes"
+      f" {', '.join(sorted(known)) or 'none'}: set --config.data.attributes"
     )
 
 
