@@ -57,6 +57,7 @@ def get_config(variant="small"):
     c.data.name, c.data.image_size = "digits", 8
     c.num_steps, c.batch_size, c.num_eval_samples = 2, 8, 16
     c.log_every = c.sample_every = c.checkpoint_every = 1
-    m.g_base, m.num_blocks, m.num_halvings, m.d_widths, m.skip = 8, 1, 0, (8,), True
+    m.g_base, m.num_blocks, m.num_halvings, m.d_widths = 8, 1, 0, (8,)
+    m.norm, m.skip = "layer", True
     m.pool_size, m.jitter = 6, 2
   return c

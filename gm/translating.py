@@ -2,7 +2,8 @@
 
 This is for stages whose `sample` takes images of any size (`multiple` of core.Stage): networks of
 convolutions that draw nothing. Sides that are no multiples of what the network needs are mirrored
-at their ends, and as much is cut off the result. Each new size is compiled anew.
+at their ends, and as much is cut off the result. Each new size is compiled anew. Norms are over the
+whole image, so parts of one that is too large could not be translated each for itself.
 """
 
 from __future__ import annotations
@@ -85,12 +86,15 @@ class Translation:
     channels = shape[self._made_of[self.names[0]][0]][2]
     try:
       with user_input():
-        x = images.read_whole(file, channels, most=MOST_PIXELS)
+        x = images.read_whole(file, channels)
     except UserError as error:
-      whole = " at once, not in tiles, since norms are over the whole image: make it smaller"
+      raise UserError(f"--input: {error}") from error
+    height, width, _ = x.shape
+    if height * width > MOST_PIXELS:
       raise UserError(
-        f"--input: {error}{whole if isinstance(error.__cause__, images.TooLarge) else ''}"
-      ) from error
+        f"--input: {file} has {width} x {height} pixels: at most {MOST_PIXELS:,} are translated at"
+        " once, and not in tiles, since norms are over the whole image: make it smaller"
+      )
     return x.astype(np.float32) / 127.5 - 1
 
 

@@ -19,10 +19,6 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MAX_PIXELS = 1 << 27  # 134 megapixels; a larger image is taken for a decompression bomb
 
 
-class TooLarge(ValueError):
-  """An image of more pixels than its use permits."""
-
-
 def size(image_size: Any, native: tuple[int, int] | None = None) -> tuple[int, int]:
   """Returns (height, width) from `config.data.image_size`.
 
@@ -272,7 +268,7 @@ def opened(file: str | os.PathLike | bytes, name: str, use: Callable, upright: b
       if w * h > MAX_PIXELS:
         raise ValueError(f"{w} x {h} pixels, at most {MAX_PIXELS} are read")
       return use(_upright_8_bit(image) if upright else image)
-  except (FileNotFoundError, TooLarge):
+  except FileNotFoundError:
     raise
   except Exception as error:  # decoders raise anything: struct.error, SyntaxError, ...
     reason = str(error).replace(str(source), "file")
@@ -313,13 +309,13 @@ def read_whole(
     uint8 [H, W, channels].
 
   Raises:
-    TooLarge: if it has more; else as `read` does.
+    FileNotFoundError, ValueError: as `read` does.
   """
 
   def whole(image: Any) -> np.ndarray:
     w, h = image.size
     if w * h > most:
-      raise TooLarge(f"{name or file}: {w} x {h} pixels, at most {most:,} are taken")
+      raise ValueError(f"{w} x {h} pixels, at most {most:,} are taken: make it smaller")
     return np.asarray(flat(image, channels)).reshape(h, w, channels)
 
   return opened(file, name, whole)

@@ -307,7 +307,7 @@ def test_what_cannot_be_asked_for_is_said_in_a_line(trained, pictures, tmp_path)
     ({"inputs": [str(pictures[0] / "notes.txt")]}, r"--input: .*notes\.txt: not readable"),
     (
       {"inputs": [str(tmp_path / "large.png")]},
-      r"--input: .*large\.png: 2049 x 2048 pixels, at most 4,194,304 .*not in tiles.*smaller",
+      r"--input: .*large\.png has 2049 x 2048 pixels: at most 4,194,304 .*not in tiles.*smaller",
     ),
     ({"seeds": range(3)}, "--seeds: of an image one translation is made"),
     ({"form": "npz"}, "--format=npz: images that keep their own size become a file each"),

@@ -280,7 +280,7 @@ def test_images_in_their_own_size(tmp_path):
   Image.fromarray(x).save(tmp_path / "x.png")
   np.testing.assert_array_equal(images.read_whole(tmp_path / "x.png", 3), x)
   assert images.read_whole(tmp_path / "x.png", 1).shape == (5, 9, 1)
-  with pytest.raises(images.TooLarge, match=r"x\.png: 9 x 5 pixels, at most 44 are taken"):
+  with pytest.raises(ValueError, match=r"x\.png: .*9 x 5 pixels, at most 44 are taken"):
     images.read_whole(tmp_path / "x.png", 3, most=44)
   Image.new("L", (1, 5)).save(tmp_path / "thin.png")
   with pytest.raises(ValueError, match=r"thin\.png: .*one column cannot be halved"):
