@@ -1,6 +1,16 @@
 """python main.py --config=configs/attgan.py --workdir=/tmp/attgan
 
-0
+Variants: small (default; avatars of 32 pixels, three colours of hair and glasses), paper (CelebA of
+128 pixels with 13 attributes, as TFDS has it), test.
+
+Measured, small, seed 0, on edits of the test faces, one attribute each, told twice as far as in
+training: a network that has learned the attributes of real faces, and reads 99.6 % of them rightly,
+reads what was asked for in 87.0 % of the edits (black hair 80, blonde 81, red 90, glasses on or off
+97 %) and in 0.1 % of the faces before; all other attributes read as they were in 99.5 %. A face
+that is decoded with its own attributes is off by 0.033 in [-1, 1]. Edits are 0.085 off the face
+that is drawn with the attribute changed, the faces before 0.072: hair that is bright and shall be
+black is so in parts only, and glasses are finer than what decoding blurs. 6.0 minutes of processor
+time, evaluation included. Other seeds and paper were not run.
 """
 
 from configs import common
@@ -19,7 +29,7 @@ def get_config(variant="small"):
   c.data.source, c.data.name, c.data.image_size = "prepared", "avatars", 32
   c.data.attributes = ("hair_color=black", "hair_color=blonde", "hair_color=red", "glasses!=none")
   m = c.model
-  m.widths, m.shortcuts, m.injections, m.momentum = (32, 64, 128), 2, 2, 0.99
+  m.widths, m.shortcuts, m.injections, m.momentum = (32, 64, 128), 1, 1, 0.99
   m.d_widths, m.d_features = (32, 64, 128), 128
   m.num_critic = 2  # moves of D and C for each of the other two
   m.rec, m.g_cls, m.d_cls, m.gp = 100.0, 10.0, 1.0, 10.0

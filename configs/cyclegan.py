@@ -7,8 +7,16 @@ code), test.
 Images of your own: --config.data.name=folder --config.data.dir=DIR, with trainA, trainB, testA and
 testB in DIR; see gm/data/domains.py.
 
-Measured, small, seeds 0, 1 and 2, on the 85 pairs of the test split, mean absolute differences in
-[-1, 1]: @@
+Measured, small, seed 0, on the 85 pairs of the test split, mean absolute differences in [-1, 1]:
+translations are off their true counterparts by 0.168 (satellite) and 0.135 (relief), the images of
+the other domain by 1.002, those with the right mean and deviation of each channel by 0.309 and
+0.191, the median colour by 0.248 and 0.178, the best affine map of colours, learned of pairs, by
+0.155 and 0.102; images that come back by 0.085 and 0.041. 3.5 minutes of processor time. Seed 2,
+after a training of 1,500 steps: 0.164 and 0.152. Sea, forest and desert have their colours; what is
+lost: the deep sea, black from above, is taken for land here and there.
+Of patches without a coast, from grey (skip=False), forest and desert were exchanged: 0.450 and
+0.204, where right means and deviations gave 0.334 and 0.197. With a cycle of 10 or a `same` of 0.5
+and skip, images were left as they are. The other variants were not run.
 """
 
 from configs import common

@@ -40,6 +40,6 @@ def get_config(variant="small"):
     c.data.image_size = 20  # and two levels, of 12 and 14
     c.num_steps, c.num_eval_samples = 2, 4
     c.log_every = c.sample_every = c.checkpoint_every = 1
-    c.batch_size, m.min_size, m.max_size, m.width = 8, 12, 14, 16
+    c.batch_size, m.min_size, m.max_size, m.width = 8, 12, 14, 24
     m.d_steps, m.g_steps = 1, 1
   return c

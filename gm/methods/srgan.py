@@ -47,6 +47,11 @@ def _check(m, info: core.Info) -> tuple[int, int, int]:
   flags.choice(m, "last", srgan.LASTS)
   flags.choice(m, "d_head", srgan.HEADS)
   flags.choice(m, "features", tuple(perceptual.NETS))
+  if m.features_file and m.features in perceptual.TO_BE_HAD:
+    raise ValueError(
+      f"--config.model.features_file={m.features_file!r} is not read for"
+      f" --config.model.features={m.features}: leave it empty"
+    )
   if channels not in (1, 3):
     raise ValueError(f"images of {channels} channels are not seen: set --config.data.channels to 3")
   crop = (m.crop, m.crop) if m.crop else (height, width)

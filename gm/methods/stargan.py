@@ -13,10 +13,10 @@ once in num_critic iterations, on the last images that D has moved on.
 The labels are joined with every pixel. A constant is what instance norms take away, so they reach G
 by what lies beyond the borders: zeros. Borders that are reflected would hide them from it.
 Departures: num_steps counts the moves of G, the paper's iterations are num_critic times as many;
-the rate falls in every iteration, to 0 at the end; the authors' code, which means that too, lowers
-it in each thousandth one alone, so that it nearly stays (decay=literal). One data set, so no mask
-vector. `small` asks too that an image stays that is given its own labels (same), as CycleGAN does:
-the way back alone brings that about late. Labels of an image of one's own are those that D reads.
+the rate falls in every iteration, to 0 at the end; that of the authors' code nearly stays, by what
+looks like an oversight (decay=literal). One data set, so no mask vector. `small` asks too that an
+image stays that is given its own labels (same), as CycleGAN does: the way back alone brings that
+about late. Labels of an image of one's own are those that D reads.
 Run: python main.py --config=configs/stargan.py --workdir=/tmp/stargan
 Then: python main.py --workdir=/tmp/stargan --mode=sample --input=FILE_OR_FOLDER
 """
@@ -35,8 +35,10 @@ EVERY = 1_000  # iterations after which the authors' code lowers the rate
 
 
 def literal(lr: float, num_iterations: int, *, start: int) -> optax.Schedule:
-  """The rate of the authors' code: from `start` on, each thousand iterations lr / (all that follow)
-  less, where a line to 0 would be a thousand times that.
+  """The rate of the authors' code, which nearly stays.
+
+  From `start` on it falls by lr / (num_iterations - start), which is right for each iteration, but
+  does so once in a thousand.
 
   >>> [round(float(literal(1e-4, 200_000, start=100_000)(t)) * 1e4, 5) for t in (0, 150_000)]
   [1.0, 0.9995]

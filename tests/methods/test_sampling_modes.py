@@ -14,12 +14,8 @@ from gm import asked, core, errors, inspection, job, pictures, sampling, shardin
 from gm.workdir import record
 
 METHODS = sorted(p.stem for p in (ROOT / "gm/methods").glob("*.py") if p.stem != "__init__")
-WITHOUT_LATENT = (
-  "attack",
-  "classifier",
-  "cyclegan",
-  "sampling",
-)  # draw nothing, or of what has none
+# draw nothing, or of what has none
+WITHOUT_LATENT = ("attack", "attgan", "classifier", "cyclegan", "sampling", "srgan", "stargan")
 KINDS = {"image", "point"}
 
 

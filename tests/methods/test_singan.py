@@ -23,6 +23,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 # of G the passes that draw fakes for D, and those that give the picture; D's norms keep nothing
 PASSES = [("test", {}, {"g0": 0, "g1": 2})]
+WIDTH = 24  # of its networks
 
 
 def config_of(variant, **changes):
@@ -236,7 +237,7 @@ def test_a_level_starts_from_the_one_below():
   same(after.params["g0"], state.params["g0"])
   assert all((x == 0).all() for x in jax.tree.leaves(after.opt))
   z = jnp.broadcast_to(state.extra["z"], (1, 12, 12, 3))
-  net, padded = singan.Generator(16), jnp.pad(z, ((0, 0), (5, 5), (5, 5), (0, 0)))
+  net, padded = singan.Generator(WIDTH), jnp.pad(z, ((0, 0), (5, 5), (5, 5), (0, 0)))
   y, _ = core.apply(net, state.params["g0"], state.stats["g0"], padded, 0 * z, train=False)
   far = np.abs(after.extra["rec"] - singan.resize(y, (14, 14)))
   assert np.median(far) < 1e-5 and far.max() < 0.02  # a level of grey, by rounding
@@ -309,7 +310,7 @@ def test_levels_that_are_kept_give_the_picture(trained):
   stage = job.prepare(config_of("test", metrics=(), **{"model.start_level": 1})).stages[index]
   still = state.replace(extra={**state.extra, "sigma": state.extra["sigma"].at[1].set(0.0)})
   sizes = [level.size for level in method.levels_of(made.config.model, (20, 20))]
-  net, nothing = singan.Generator(16), jnp.zeros((1, *sizes[0], 3))
+  net, nothing = singan.Generator(WIDTH), jnp.zeros((1, *sizes[0], 3))
   wide = lambda x: jnp.pad(x, ((0, 0), (5, 5), (5, 5), (0, 0)))
 
   @jit

@@ -304,7 +304,7 @@ def trained(tmp_path_factory):
 
 def test_the_prior_starts_from_a_tokenizer_of_another_run(trained):
   """Whose networks are the same bits after it was trained; one of other sizes is refused."""
-  made = job.prepare(config_of("test"))
+  made = job.prepare(config_of("test", **BEGUN))
   assert not (trained / "second/checkpoints/00-tokenizer").exists()
   tokenizer = job.restore(made, str(trained / "first"), 0)
   prior = job.restore(made, str(trained / "second"), 1)
@@ -320,7 +320,7 @@ def test_the_prior_starts_from_a_tokenizer_of_another_run(trained):
 
 
 def test_the_tokenizer_begins_with_the_weights_of_a_trained_network(trained, monkeypatch):
-  made = job.prepare(config_of("test"))
+  made = job.prepare(config_of("test", **BEGUN))
   state = job.restore(made, str(trained / "first"), 0)
   jax.tree.map(np.testing.assert_array_equal, state.extra["features"], perceptual.load("digits"))
 

@@ -29,7 +29,7 @@ MINUS_ONE = {"model.decay_from", "model.sample_label", "model.g_bias", "model.ad
 MINUS_ONE |= {"data.mean"}
 # files, folders, features and splits of a set, and other runs: only looking for them can tell
 FREE = {"data.dir", "data.image_key", "data.label_key", "data.train_split", "data.test_split"}
-FREE |= {"init_from"}
+FREE |= {"init_from", "model.features_file"}
 
 
 def config_of(name, variant="test", **changes):
@@ -66,7 +66,11 @@ def refusal(config, key, or_key=None):
 
 
 def free_of(config):
-  of_source = {"folder": {"data.name"}, "tfds": {"data.name", "data.text_key"}}
+  of_source = {
+    "folder": {"data.name"},
+    "tiles": {"data.name"},
+    "tfds": {"data.name", "data.text_key", "data.attributes"},
+  }
   return FREE | of_source.get(config.data.source, set())
 
 
