@@ -26,7 +26,6 @@ def get_config(variant="small"):
   c.metrics = ("digits.scores",)
   m = c.model
   m.tokenizer_steps, m.disc_start = 1_000, 300
-  m.schedule = "cosine"  # or constant: of the tokenizer's rate
   m.d_alone = 200  # steps that D learns for before it is heard
   m.width, m.multipliers, m.num_blocks = 16, (1, 2, 4), 1  # each but the last halves the map
   m.attention, m.z_width, m.groups = (2,), 32, 8  # attention: levels, 0 is the images' size
@@ -45,7 +44,6 @@ def get_config(variant="small"):
     c.lr, c.batch_size, c.num_steps, c.metrics = 5.4e-5, 12, 500_000, ()
     c.checkpoint_every = c.sample_every = 10_000
     m.tokenizer_steps, m.disc_start, m.d_alone = 1_000_000, 250_001, 0
-    m.schedule = "constant"
     m.width, m.multipliers, m.num_blocks = 128, (1, 1, 2, 2, 4), 2
     m.attention, m.z_width, m.groups = (4,), 256, 32
     m.num_codes, m.code_dim, m.code_init = 1_024, 256, "uniform"

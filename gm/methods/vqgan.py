@@ -19,7 +19,7 @@ on digits they undo what the autoencoder has learned. D's move and the others' c
 pass; the authors' code runs the moved autoencoder again for D. The perceptual net is one whose
 weights are to be had, not VGG-16, and its channels count alike. The token before all codes is one
 of its own, theirs is code 0, and the transformer has as many positions as codes, theirs has 512.
-Images are encoded anew in every step of the prior. The tokenizer's rate falls in `small`.
+Images are encoded anew in every step of the prior.
 Run: python main.py --config=configs/vqgan.py --workdir=/tmp/vqgan
 Then: python main.py --workdir=/tmp/vqgan --mode=sample --complete=IMAGE --num_samples=8
   12 minutes of processor time; squared error 0.032, Frechet distance 49 by the digit classifier
@@ -75,7 +75,6 @@ def _check(config, info: core.Info) -> None:
   flags.within(m, "p_keep", least=0.0, most=1.0)
   flags.choice(m, "code_init", tuple(quantize.STARTS))
   flags.choice(m, "d_norm", patch.NORMS)
-  flags.choice(m, "schedule", ("constant", "cosine"))
   flags.choice(m, "perceptual", perceptual.TO_BE_HAD)
   second.check(config, info)
 
@@ -99,8 +98,7 @@ def stages(config, info: core.Info) -> list[core.Stage]:
   enc, dec = vqgan.Encoder(m.code_dim, sizes, dtype), vqgan.Decoder(sizes, dtype)
   last = vqgan.Last(shape[2], dtype=dtype)
   d = patch.PatchDiscriminator(m.d_widths, m.d_norm, dtype)
-  rate = optim.cosine(config.lr, m.tokenizer_steps) if m.schedule == "cosine" else config.lr
-  tx = optim.adam(rate, b1=0.5, b2=0.9)
+  tx = optim.adam(config.lr, b1=0.5, b2=0.9)
   features = perceptual.shapes(m.perceptual)
 
   # ------------------------------------------------------------------------- images and their codes
