@@ -43,8 +43,8 @@ def of_one(
 
   >>> x = np.random.default_rng(0).uniform(-1, 1, (1, 12, 12, 3))
   >>> found = of_one({"image": np.repeat(x, 3, axis=0)}, {"image": x}, Info({}))
-  >>> found["swd"], found["coherence"], found["diversity"], found["apart"]
-  (0.0, 0.0, 0.0, 0.0)
+  >>> [round(found[name], 2) for name in ("swd", "coherence", "diversity", "apart")]
+  [0.0, 0.0, 0.0, 0.0]
   """
   x, y = (np.clip(np.asarray(b.get("image", ()), np.float32), -1, 1) for b in (fake, real))
   if x.ndim != 4 or y.ndim != 4 or min(x.shape[1:3]) < SIDE:
