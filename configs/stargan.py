@@ -1,6 +1,16 @@
 """python main.py --config=configs/stargan.py --workdir=/tmp/stargan
 
-0
+Variants: small (default; avatars of 32 pixels, three colours of hair and glasses), paper (CelebA of
+128 pixels with five attributes, as TFDS has it), test.
+
+Measured, small, seed 0, on edits of the test faces, one attribute each: a network that has learned
+the attributes of real faces, and reads 99.6 % of them rightly, reads what was asked for in 78.1 %
+of the edits (black hair 48, blonde 68, red 95, glasses on or off 99 %) and in 0.1 % of the faces
+before; all other attributes read as they were in 99.9 %. D reads 99.7 % of the edits as it was
+asked. Edits are 0.104 off the face that is drawn with the attribute changed, in [-1, 1], the faces
+before 0.080, and faces that are changed and changed back 0.067. So it is short of the 80 % and of
+the nearness that its test asks for. 7.9 minutes of processor time, evaluation included. Other
+seeds and paper were not run.
 """
 
 from configs import common
