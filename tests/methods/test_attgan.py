@@ -252,6 +252,7 @@ def rising(work, degrees=(-2.0, -1.0, 0.0, 1.0, 2.0), num=100):
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_small_changes_what_is_asked_for(tmp_path, seed):
+  """The distance l1 is not reached yet, see configs/attgan.py."""
   found = train(config_of("small", seed=seed), tmp_path / "run")
   assert found["changed"] > 0.85 > 0.1 > found["before"], found
   assert found["kept"] > 0.95 and found["rec"] < 0.06, found
@@ -261,5 +262,6 @@ def test_small_changes_what_is_asked_for(tmp_path, seed):
 
 @pytest.mark.learning
 def test_without_the_attributes_nothing_is_changed(tmp_path):
+  """The threshold is a proposal, not measured."""
   found = train(config_of("small", **{"model.g_cls": 0.0}), tmp_path / "run")
   assert found["changed"] < 0.3, found
