@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gm import asked, checks, continuing, editing, enlarging, translating
+from gm import asked, checks, continuing, core, editing, enlarging, translating
 from gm.errors import UserError, user_input
 from gm.job import newest
 from gm.progress import Count, say
@@ -137,24 +137,29 @@ def draw(
   return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _translates(opened, inputs) -> bool:  # images that were given, in their own size
+def _stage(opened, inputs) -> core.Stage | None:  # what becomes of images that were given
   if inputs is None:
-    return False
+    return None
   _, _, (job, index, _) = opened
-  return job.stages[index].multiple > 0
+  return job.stages[index]
 
 
-def _edits(opened, inputs, strengths) -> bool:  # images that were given, their attributes
-  _, _, (job, index, _) = opened
-  edits = inputs is not None and job.stages[index].edit is not None
+def _translates(opened, inputs) -> bool:  # in their own size
+  stage = _stage(opened, inputs)
+  return stage is not None and stage.multiple > 0
+
+
+def _edits(opened, inputs, strengths) -> bool:  # their attributes
+  stage = _stage(opened, inputs)
+  edits = stage is not None and stage.edit is not None
   if strengths is not None and not edits:
     raise UserError("--strength is of attributes of images that are given by --input: leave it out")
   return edits
 
 
 def _enlarges(opened, inputs) -> bool:
-  _, _, (job, index, _) = opened
-  return inputs is not None and job.stages[index].enlarger is not None
+  stage = _stage(opened, inputs)
+  return stage is not None and stage.enlarger is not None
 
 
 class Request(NamedTuple):

@@ -47,8 +47,8 @@ ALLOWED = {  # who may import what of gm
   "asked": {"data", "errors", "progress"},
   "sampler": {"asked", "core", "errors", "inspection", "job", "pictures", "sharding"},
   "sampling": {
-    *("asked", "checks", "continuing", "editing", "enlarging", "errors", "job", "progress"),
-    *("sampler", "translating", "workdir"),
+    *("asked", "checks", "continuing", "core", "editing", "enlarging", "errors", "job"),
+    *("progress", "sampler", "translating", "workdir"),
   },
   "editing": {
     *("asked", "columns", "core", "errors", "job", "progress", "sharding", "workdir"),
