@@ -306,9 +306,9 @@ def shuffled(true):
 
 
 def swapped(workdir):
-  """How often hair takes the colour of another caption, with the noise as it was.
+  """How often the colour seen of hair is another under another caption, with the noise as it was.
 
-  Of pairs of captions that name two colours: the share where both samples show their own.
+  Of pairs of captions that name two colours. Not measured yet.
   """
   made = job.prepare(config_of("small"))
   held = evaluation.Evaluator(made, 1)
@@ -322,7 +322,7 @@ def swapped(workdir):
   asked = [np.asarray(b["said"])[:, colour] for b in (batch, other)]
   seen = [name(np.asarray(draw(state, noise, b)["image"]))[:, colour] for b in (batch, other)]
   told = (asked[0] >= 0) & (asked[1] >= 0) & (asked[0] != asked[1])
-  return ((seen[0] == asked[0]) & (seen[1] == asked[1]))[told].mean()
+  return (seen[0] != seen[1])[told].mean()
 
 
 @pytest.mark.learning
@@ -331,7 +331,7 @@ def test_small_learns(tmp_path, seed):
   """Samples for combinations that were never seen show what their captions say."""
   found = train(config_of("small", seed=seed), tmp_path / "run")
   assert found["carried_all"] > 0.6 and found["carried_all"] > found["chance_all"] + 0.2, found
-  assert swapped(tmp_path / "run") > 0.5
+  assert swapped(tmp_path / "run") >= 0.8
 
 
 @pytest.mark.learning
@@ -339,7 +339,7 @@ def test_captions_of_others_teach_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(method, "stages", shuffled(method.stages))
   found = train(config_of("small"), tmp_path / "run")
   assert found["carried_all"] < 0.6 and found["carried_all"] < found["chance_all"] + 0.2, found
-  assert swapped(tmp_path / "run") < 0.5
+  assert swapped(tmp_path / "run") < 0.8
 
 
 def matched(config, workdir):
