@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -177,6 +178,27 @@ def image_names(paths: Sequence[str]) -> list[str]:
   ['cat', 'cat_1', 'my_dog']
   """
   return text_names([Path(path).stem for path in paths])
+
+
+def check_one_each(request: Any, made: str, images: str, *, targets: bool) -> None:
+  """Refuses what means nothing where every image that is given becomes one of its own, undrawn.
+
+  Args:
+    request: sampling.Request.
+    made: what becomes of an image, "translation".
+    images: which they are, "images that are translated".
+    targets: whether there is something to be chosen by --target.
+
+  Raises:
+    ValueError: naming the flag.
+  """
+  if len(request.seeds) > 1:
+    raise ValueError(f"--seeds: of an image one {made} is made, nothing drawn: leave it out")
+  for flag in ("labels", "complete", "prompts", *(() if targets else ("target",))):
+    if getattr(request, flag) is not None:
+      raise ValueError(f"--{flag}: {images} have none: leave it out")
+  if request.form not in (None, "files"):
+    raise ValueError(f"--format={request.form}: {images} become a file each: leave it out")
 
 
 def text_names(texts: Sequence[str]) -> list[str]:

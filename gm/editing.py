@@ -147,11 +147,7 @@ def write(editing: Editing, place: drawn.Place, request: Any) -> list[Path]:
   Raises:
     ValueError: for what means nothing here.
   """
-  if len(request.seeds) > 1:
-    raise ValueError("--seeds: of an image one edit is made, nothing drawn: leave it out")
-  for flag, value in (("labels", request.labels), ("format", request.form)):
-    if value:
-      raise ValueError(f"--{flag}: images whose attributes are changed have none: leave it out")
+  asked.check_one_each(request, "edit", "images whose attributes are changed", targets=True)
   writer = drawn.Files(place, editing.names, ["image"])
   if editing.legend:
     say(editing.legend)

@@ -134,15 +134,7 @@ def write(enlargement: Enlargement, place: drawn.Place, request: Any) -> list[Pa
   Raises:
     ValueError: for what means nothing here.
   """
-  if len(request.seeds) > 1:
-    raise ValueError("--seeds: of an image one larger one is made, nothing drawn: leave it out")
-  for flag in ("labels", "target"):
-    if getattr(request, flag) is not None:
-      raise ValueError(f"--{flag}: images that are made larger have none: leave it out")
-  if request.form not in (None, "files"):
-    raise ValueError(
-      f"--format={request.form}: images that are made larger become a file each: leave it out"
-    )
+  asked.check_one_each(request, "larger one", "images that are made larger", targets=False)
   names = [f"{n}_x{enlargement.factor}.png" for n in asked.image_names(enlargement.files)]
   paths = [place.folder() / name for name in names]
   place.check(paths)

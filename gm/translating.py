@@ -109,15 +109,7 @@ def write(translation: Translation, place: drawn.Place, request: Any) -> list[Pa
   Raises:
     ValueError: for what means nothing here.
   """
-  if len(request.seeds) > 1:
-    raise ValueError("--seeds: of an image one translation is made, nothing drawn: leave it out")
-  for flag, value in (("labels", request.labels), ("complete", request.complete)):
-    if value:
-      raise ValueError(f"--{flag}: images that are translated have none: leave it out")
-  if request.form not in (None, "files"):
-    raise ValueError(
-      f"--format={request.form}: images that keep their own size become a file each: leave it out"
-    )
+  asked.check_one_each(request, "translation", "images that are translated", targets=True)
   names, kinds = asked.image_names(translation.files), translation.names
   tail = f"_{kinds[0]}" if len(kinds) == 1 else ""  # of several, the writer adds it
   writer = drawn.Files(place, [f"{name}{tail}" for name in names], kinds)

@@ -310,8 +310,9 @@ def test_what_cannot_be_asked_for_is_said_in_a_line(trained, pictures, tmp_path)
       r"--input: .*large\.png has 2049 x 2048 pixels: at most 4,194,304 .*not in tiles.*smaller",
     ),
     ({"seeds": range(3)}, "--seeds: of an image one translation is made"),
-    ({"form": "npz"}, "--format=npz: images that keep their own size become a file each"),
+    ({"form": "npz"}, "--format=npz: images that are translated become a file each"),
     ({"labels": ["3"]}, "--labels: images that are translated have none"),
+    ({"prompts": ["a face"]}, "--prompts: images that are translated have none"),
   ):
     request = sampling.Request(range(1), inputs=own, out=str(tmp_path))._replace(**changes)
     with pytest.raises(errors.UserError, match=said) as error:

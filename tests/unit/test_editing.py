@@ -130,7 +130,7 @@ def test_what_cannot_be_asked_for_is_said_in_a_line(trained, pictures, tmp_path)
     ({"inputs": [str(pictures[0] / "notes.txt")]}, r"--input: .*notes\.txt: not readable"),
     ({"inputs": None, "strengths": ["1"]}, "--strength is of attributes of images"),
     ({"seeds": range(3)}, "--seeds: of an image one edit is made"),
-    ({"form": "npz"}, "--format: images whose attributes are changed have none"),
+    ({"form": "npz"}, "--format=npz: images whose attributes are changed become a file each"),
     ({"labels": ["3"]}, "--labels: images whose attributes are changed have none"),
   ):
     request = sampling.Request(range(1), inputs=own, out=str(tmp_path))._replace(**changes)
